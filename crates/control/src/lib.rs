@@ -1,0 +1,1 @@
+//! Warren's identity, certificates, join codes and descriptors (pure)

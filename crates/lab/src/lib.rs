@@ -1,0 +1,1 @@
+//! The lab: namespaces, WAN emulator, scenarios, peer benchmarks

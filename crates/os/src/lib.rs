@@ -1,0 +1,1 @@
+//! Warren's operating-system seam: the only unsafe code and the only system calls

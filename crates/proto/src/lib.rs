@@ -1,0 +1,11 @@
+//! Pure protocol code: packets, links (WireGuard and AES-256-GCM) and the
+//! engine that drives them.
+//!
+//! - [`packet`]: checked views of IP, TCP and UDP; segmentation and coalescing.
+//! - [`link`]: what worker threads share with the engine: sessions, peers, tables.
+//!
+//! Invariants: no I/O, no clocks, no randomness of its own: bytes, `now` and
+//! an RNG are parameters. Nothing here panics on outside bytes.
+
+pub mod link;
+pub mod packet;

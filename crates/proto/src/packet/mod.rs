@@ -1,0 +1,1 @@
+//! IP packets: checked views, checksums, segmentation and coalescing.

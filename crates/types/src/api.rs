@@ -1,0 +1,240 @@
+//! Data of the local API, as JSON over HTTP on the daemon's Unix socket.
+//! Field names are stable: scripts depend on them. All times are seconds or
+//! milliseconds as the name says; all counters are since the daemon started.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{LinkPublicKey, NetworkId, NodeId, Suite};
+
+/// `GET /v1/status`, printed by `warren status --json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// This node.
+    pub node: NodeStatus,
+    /// The network it belongs to.
+    pub network: NetworkStatus,
+    /// Every other known node and WireGuard client.
+    pub peers: Vec<PeerStatus>,
+    /// Packets dropped by reason (only reasons that occurred).
+    pub drops: BTreeMap<String, u64>,
+    /// Things the operator should know (certificate near its end, no endpoint…).
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// The answering node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Name, unique in the network.
+    pub name: String,
+    /// Ed25519 identity.
+    pub id: NodeId,
+    /// X25519 key of its links, as `wg` prints keys.
+    pub public_key: LinkPublicKey,
+    /// Overlay addresses.
+    pub addresses: Vec<IpAddr>,
+    /// UDP address the daemon listens on.
+    pub listen: SocketAddr,
+    /// TUN interface.
+    pub interface: String,
+    /// MTU of the interface, bytes.
+    pub mtu: u32,
+    /// Data-path mode: the offloads in use, e.g. `tun(vnet_hdr,tso,uso) udp(gso,gro) workers=1`.
+    pub mode: String,
+    /// Seconds since the daemon started.
+    pub uptime_s: u64,
+    /// Version of the binary.
+    pub version: String,
+    /// Seconds until the node's certificate ends; absent without certificates.
+    pub certificate_expires_s: Option<i64>,
+}
+
+/// The network.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NetworkStatus {
+    /// Name chosen by the founder.
+    pub name: String,
+    /// Identifier.
+    pub id: NetworkId,
+    /// Suite of links between members.
+    pub suite: Suite,
+    /// How members are admitted: `certificate`, `key` or `psk`.
+    pub auth: String,
+    /// Overlay prefixes.
+    pub prefixes: Vec<String>,
+    /// True when this node can admit others.
+    pub admin: bool,
+}
+
+/// What a peer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PeerKind {
+    /// A member node that runs Warren.
+    Node,
+    /// A stock WireGuard client of this node.
+    Wireguard,
+}
+
+/// One peer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Name, unique in the network.
+    pub name: String,
+    /// Member node or WireGuard client.
+    pub kind: PeerKind,
+    /// Ed25519 identity; absent for WireGuard clients.
+    pub id: Option<NodeId>,
+    /// X25519 link key.
+    pub public_key: LinkPublicKey,
+    /// Overlay addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Where its packets go now.
+    pub endpoint: Option<SocketAddr>,
+    /// `direct`, `via NAME`, `connecting` or `none`.
+    pub path: String,
+    /// Round-trip time inside the tunnel, milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// Share of packets from the peer lost lately, 0 to 1.
+    pub loss: Option<f64>,
+    /// Largest inner packet the path carries, bytes.
+    pub path_mtu: u32,
+    /// Seconds since the last completed handshake.
+    pub handshake_age_s: Option<u64>,
+    /// Bytes of inner packets received.
+    pub rx_bytes: u64,
+    /// Bytes of inner packets sent.
+    pub tx_bytes: u64,
+    /// Suite of the link.
+    pub suite: Suite,
+    /// True when the link's keys include a post-quantum secret.
+    pub post_quantum: bool,
+}
+
+/// `POST /v1/invites`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct InviteRequest {
+    /// Seconds the code is valid.
+    pub expires_s: u64,
+    /// How many nodes may join with it.
+    pub uses: u32,
+}
+
+/// Answer to [`InviteRequest`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct InviteReply {
+    /// The code for `warren join`.
+    pub code: String,
+    /// Seconds the code is valid.
+    pub expires_s: u64,
+    /// How many nodes may join with it.
+    pub uses: u32,
+}
+
+/// `POST /v1/wg/clients`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AddClientRequest {
+    /// Name of the client, unique in the network.
+    pub name: String,
+    /// `HOST:PORT` to write as the client's endpoint instead of the detected one.
+    pub endpoint: Option<String>,
+}
+
+/// Answer to [`AddClientRequest`]: holds the client's secret keys.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct AddClientReply {
+    /// Name of the client.
+    pub name: String,
+    /// A `wg-quick` configuration file.
+    pub config: String,
+}
+
+impl std::fmt::Debug for AddClientReply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AddClientReply {{ name: {:?}, config: (redacted) }}", self.name)
+    }
+}
+
+/// `GET /v1/events`: one JSON object a line, newest last.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EventRecord {
+    /// Seconds since the Unix epoch.
+    pub at: f64,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// What happened, in the past tense.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The daemon serves: interface up, socket bound.
+    Started {
+        /// This node's name.
+        name: String,
+        /// Its overlay addresses.
+        addresses: Vec<IpAddr>,
+    },
+    /// A node was admitted to the network (by us).
+    NodeAdmitted {
+        /// Its name.
+        name: String,
+    },
+    /// A node became known.
+    PeerDiscovered {
+        /// Its name.
+        name: String,
+    },
+    /// A link came up or changed its path.
+    PathPromoted {
+        /// The peer's name.
+        name: String,
+        /// `direct` or `via NAME`.
+        path: String,
+        /// Underlay address in use.
+        endpoint: SocketAddr,
+        /// Round-trip time inside the tunnel, milliseconds, if measured.
+        rtt_ms: Option<f64>,
+    },
+    /// A peer stopped answering.
+    PeerUnreachable {
+        /// The peer's name.
+        name: String,
+    },
+    /// A peer left or was revoked.
+    PeerRemoved {
+        /// The peer's name.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// A connection attempt was refused; the remote side learns nothing.
+    Refused {
+        /// Underlay address it came from.
+        remote: SocketAddr,
+        /// Which check failed.
+        reason: String,
+    },
+}
+
+/// Body of every API error: HTTP status says the class.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ErrorReply {
+    /// One sentence: what is wrong and what to do about it.
+    pub error: String,
+}
+
+/// One entry of `GET /v1/wg/clients`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClientEntry {
+    /// Name of the client.
+    pub name: String,
+    /// Its public key.
+    pub public_key: LinkPublicKey,
+    /// Its overlay addresses.
+    pub addresses: Vec<IpAddr>,
+}

@@ -1,0 +1,94 @@
+//! Why the data path dropped a packet. Drops are data: counted, shown by
+//! `warren status`, never errors that end a batch.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident = $label:literal),+ $(,)?) => {
+        /// Why one packet was dropped.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(usize)]
+        pub enum DropReason { $($(#[$doc])* $variant),+ }
+
+        impl DropReason {
+            /// Every reason, in the order of the counters.
+            pub const ALL: &'static [DropReason] = &[$(DropReason::$variant),+];
+            /// The stable label used in the API and in metrics.
+            pub fn label(self) -> &'static str {
+                match self { $(DropReason::$variant => $label),+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Shorter than its own headers, or with impossible lengths.
+    Malformed = "malformed",
+    /// First byte is no message type we know.
+    UnknownType = "unknown_type",
+    /// Receiver index names no session.
+    UnknownSession = "unknown_session",
+    /// The AEAD tag did not verify.
+    BadTag = "bad_tag",
+    /// Counter seen before or older than the window.
+    Replay = "replay",
+    /// The session is past its age or message limit.
+    SessionExpired = "session_expired",
+    /// Inner source address is not one the sender may use.
+    SourceNotAllowed = "source_not_allowed",
+    /// No peer owns the destination address.
+    NoRoute = "no_route",
+    /// The peer has no known endpoint.
+    NoEndpoint = "no_endpoint",
+    /// Too many packets wait for a handshake.
+    StagingFull = "staging_full",
+    /// The queue to the engine was full.
+    QueueFull = "queue_full",
+    /// mac1 of a handshake message did not verify.
+    BadMac = "bad_mac",
+    /// A handshake message did not authenticate or named an unknown key.
+    BadHandshake = "bad_handshake",
+    /// A handshake was refused for load; a cookie was sent.
+    UnderLoad = "under_load",
+    /// Larger than the path MTU; the sender was told by ICMP.
+    TooBig = "too_big",
+    /// Hop limit reached zero while forwarding.
+    HopLimit = "hop_limit",
+    /// The kernel refused the datagram or frame.
+    SendFailed = "send_failed",
+    /// Congestion experienced on a packet that cannot carry the mark (RFC 6040).
+    EcnIllegal = "ecn_illegal",
+}
+
+/// One counter per [`DropReason`]; shared by all worker threads.
+#[derive(Debug)]
+pub struct DropCounters([AtomicU64; DropReason::ALL.len()]);
+
+impl Default for DropCounters {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| AtomicU64::new(0)))
+    }
+}
+
+impl DropCounters {
+    /// Counts one packet.
+    pub fn count(&self, reason: DropReason) {
+        self.add(reason, 1);
+    }
+    /// Counts `n` packets.
+    pub fn add(&self, reason: DropReason, n: u64) {
+        self.0[reason as usize].fetch_add(n, Ordering::Relaxed);
+    }
+    /// Packets dropped so far for `reason`.
+    pub fn get(&self, reason: DropReason) -> u64 {
+        self.0[reason as usize].load(Ordering::Relaxed)
+    }
+    /// All counters that are not zero, by label.
+    pub fn non_zero(&self) -> std::collections::BTreeMap<String, u64> {
+        DropReason::ALL
+            .iter()
+            .map(|r| (r.label().to_owned(), self.get(*r)))
+            .filter(|(_, n)| *n > 0)
+            .collect()
+    }
+}

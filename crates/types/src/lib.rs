@@ -1,0 +1,19 @@
+//! Warren's vocabulary: identifiers, keys, addresses, suites, drop reasons and
+//! the data of the local API. No logic beyond parsing, printing and redaction.
+//!
+//! Invariants: secrets are zeroised on drop and never appear in `Debug`; every
+//! type that parses checks its whole input. Deliberately not here: protocol
+//! behaviour, I/O, clocks, randomness.
+
+pub mod api;
+mod drop_reason;
+mod id;
+mod key;
+mod name;
+mod suite;
+
+pub use drop_reason::{DropCounters, DropReason};
+pub use id::{NetworkId, NodeId};
+pub use key::{LinkPublicKey, LinkSecretKey, ParseKeyError, PresharedKey};
+pub use name::{NetworkName, NodeName, ParseNameError};
+pub use suite::{ParseSuiteError, Suite};

@@ -2,10 +2,15 @@
 //! engine that drives them.
 //!
 //! - [`packet`]: checked views of IP, TCP and UDP; segmentation and coalescing.
+//! - [`noise`]: link handshakes.
 //! - [`link`]: what worker threads share with the engine: sessions, peers, tables.
 //!
 //! Invariants: no I/O, no clocks, no randomness of its own: bytes, `now` and
 //! an RNG are parameters. Nothing here panics on outside bytes.
 
 pub mod link;
+pub mod noise;
 pub mod packet;
+
+#[cfg(test)]
+mod test_rng;

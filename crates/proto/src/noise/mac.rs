@@ -214,7 +214,7 @@ mod tests {
     const US: LinkPublicKey = LinkPublicKey([3; 32]);
 
     fn message(kind: Kind, suite: Suite, cookie: Option<&Cookie>) -> (Vec<u8>, [u8; MAC_LEN]) {
-        let mut datagram: Vec<u8> = (0..kind.len()).map(|i| i as u8).collect();
+        let mut datagram: Vec<u8> = (0..kind.datagram_len()).map(|i| i as u8).collect();
         kind.write_head(suite, &mut datagram);
         let mac1 = write_macs(&mut datagram, &US, cookie);
         (datagram, mac1)

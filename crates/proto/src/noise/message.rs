@@ -38,7 +38,7 @@ pub enum Kind {
 
 impl Kind {
     /// Length of such a datagram, bytes.
-    pub fn len(self) -> usize {
+    pub fn datagram_len(self) -> usize {
         match self {
             Self::Initiation => INITIATION_LEN,
             Self::Response => RESPONSE_LEN,
@@ -73,7 +73,7 @@ impl Kind {
             3 => Self::CookieReply,
             _ => return None,
         };
-        (datagram.len() == kind.len() && rest[..3] == [0; 3]).then_some((kind, suite))
+        (datagram.len() == kind.datagram_len() && rest[..3] == [0; 3]).then_some((kind, suite))
     }
 
     pub(super) fn write_head(self, suite: Suite, out: &mut [u8]) {
@@ -112,7 +112,7 @@ mod tests {
     fn only_exact_lengths_and_zero_bytes_are_messages() {
         for suite in [Suite::Aes256Gcm, Suite::ChaCha20Poly1305] {
             for kind in [Kind::Initiation, Kind::Response, Kind::CookieReply] {
-                let mut datagram = vec![0; kind.len()];
+                let mut datagram = vec![0; kind.datagram_len()];
                 kind.write_head(suite, &mut datagram);
                 assert_eq!(Kind::of(&datagram), Some((kind, suite)));
                 for i in 1..4 {

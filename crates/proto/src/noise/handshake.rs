@@ -35,22 +35,16 @@ pub enum HandshakeError {
 pub(crate) fn protocol(suite: Suite) -> (&'static str, &'static [u8]) {
     match suite {
         Suite::Aes256Gcm => ("Noise_IKpsk2_25519_AESGCM_BLAKE2s", b"Warren v1 link"),
-        Suite::ChaCha20Poly1305 => (
-            "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s",
-            b"WireGuard v1 zx2c4 Jason@zx2c4.com",
-        ),
+        Suite::ChaCha20Poly1305 => {
+            ("Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s", b"WireGuard v1 zx2c4 Jason@zx2c4.com")
+        }
     }
 }
 
 fn params(suite: Suite) -> NoiseParams {
     static PARSED: [OnceLock<NoiseParams>; 2] = [OnceLock::new(), OnceLock::new()];
     PARSED[suite as usize]
-        .get_or_init(|| {
-            protocol(suite)
-                .0
-                .parse()
-                .expect("both names are Noise names")
-        })
+        .get_or_init(|| protocol(suite).0.parse().expect("both names are Noise names"))
         .clone()
 }
 
@@ -73,10 +67,7 @@ impl StaticKey {
     fn builder<'a>(&self, suite: Suite, rng: &mut dyn CryptoRng) -> snow::Builder<'a> {
         let mut ephemeral = Zeroizing::new([0; 32]);
         rng.fill_bytes(&mut ephemeral[..]);
-        let resolver = Resolver {
-            local: self.0.clone(),
-            ephemeral,
-        };
+        let resolver = Resolver { local: self.0.clone(), ephemeral };
         snow::Builder::with_resolver(params(suite), Box::new(resolver))
             .local_private_key(&[0; 32])
             .and_then(|builder| builder.prologue(protocol(suite).1))
@@ -115,9 +106,7 @@ fn with_psk<T>(
     psk: Option<&PresharedKey>,
     step: impl FnOnce(&mut HandshakeState) -> Result<T, snow::Error>,
 ) -> Result<T, HandshakeError> {
-    state
-        .set_psk(2, &psk_bytes(psk)[..])
-        .expect("32 bytes at slot 2");
+    state.set_psk(2, &psk_bytes(psk)[..]).expect("32 bytes at slot 2");
     let result = step(state);
     state.set_psk(2, &[0; 32]).expect("32 bytes at slot 2");
     result.map_err(|_| HandshakeError::NotAuthentic)
@@ -171,10 +160,7 @@ impl Initiator {
             .write_message(timestamp.as_bytes(), &mut datagram[NOISE_1])
             .map_err(|_| HandshakeError::NotAuthentic)?;
         let mac1 = write_macs(&mut datagram, remote, cookie);
-        let this = Self {
-            state: Box::new(state),
-            suite,
-        };
+        let this = Self { state: Box::new(state), suite };
         Ok((this, Outgoing { datagram, mac1 }))
     }
 
@@ -191,14 +177,9 @@ impl Initiator {
         if Kind::of(response) != Some((Kind::Response, self.suite)) {
             return Err(HandshakeError::Malformed);
         }
-        with_psk(&mut self.state, psk, |state| {
-            state.read_message(&response[NOISE_2], &mut [])
-        })?;
+        with_psk(&mut self.state, psk, |state| state.read_message(&response[NOISE_2], &mut []))?;
         let (send, receive) = self.state.dangerously_get_raw_split();
-        Ok(TransportKeys {
-            send: Zeroizing::new(send),
-            receive: Zeroizing::new(receive),
-        })
+        Ok(TransportKeys { send: Zeroizing::new(send), receive: Zeroizing::new(receive) })
     }
 }
 
@@ -219,11 +200,7 @@ pub struct OpenedInitiation {
 
 impl std::fmt::Debug for OpenedInitiation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "OpenedInitiation({}, {}, redacted)",
-            self.remote, self.suite
-        )
+        write!(f, "OpenedInitiation({}, {}, redacted)", self.remote, self.suite)
     }
 }
 
@@ -241,10 +218,8 @@ impl OpenedInitiation {
             return Err(HandshakeError::Malformed);
         };
         let sender = message::sender(datagram).ok_or(HandshakeError::Malformed)?;
-        let mut state = local
-            .builder(suite, rng)
-            .build_responder()
-            .expect("the pattern's keys are all there");
+        let mut state =
+            local.builder(suite, rng).build_responder().expect("the pattern's keys are all there");
         let mut timestamp = [0; 12];
         state
             .read_message(&datagram[NOISE_1], &mut timestamp)
@@ -254,13 +229,7 @@ impl OpenedInitiation {
             .and_then(|key| key.try_into().ok())
             .map(LinkPublicKey)
             .ok_or(HandshakeError::NotAuthentic)?;
-        Ok(Self {
-            remote,
-            sender,
-            timestamp: Tai64n::from_bytes(timestamp),
-            suite,
-            state,
-        })
+        Ok(Self { remote, sender, timestamp: Tai64n::from_bytes(timestamp), suite, state })
     }
 
     /// Writes the response. `local_index` is the index under which we will
@@ -279,15 +248,10 @@ impl OpenedInitiation {
         Kind::Response.write_head(self.suite, &mut datagram);
         datagram[4..8].copy_from_slice(&local_index.to_le_bytes());
         datagram[8..12].copy_from_slice(&self.sender.to_le_bytes());
-        with_psk(&mut self.state, psk, |state| {
-            state.write_message(&[], &mut datagram[NOISE_2])
-        })?;
+        with_psk(&mut self.state, psk, |state| state.write_message(&[], &mut datagram[NOISE_2]))?;
         let mac1 = write_macs(&mut datagram, &self.remote, cookie);
         let (receive, send) = self.state.dangerously_get_raw_split();
-        let keys = TransportKeys {
-            send: Zeroizing::new(send),
-            receive: Zeroizing::new(receive),
-        };
+        let keys = TransportKeys { send: Zeroizing::new(send), receive: Zeroizing::new(receive) };
         Ok((Outgoing { datagram, mac1 }, keys))
     }
 }

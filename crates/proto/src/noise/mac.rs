@@ -42,11 +42,7 @@ fn keyed(key: &[u8], parts: &[&[u8]]) -> [u8; MAC_LEN] {
 }
 
 fn labelled(label: &[u8], public: &LinkPublicKey) -> [u8; 32] {
-    Blake2s256::new()
-        .chain_update(label)
-        .chain_update(public.0)
-        .finalize()
-        .into()
+    Blake2s256::new().chain_update(label).chain_update(public.0).finalize().into()
 }
 
 /// What keys mac1 of messages to one receiver. Anyone who knows the receiver's
@@ -138,9 +134,8 @@ impl CookieIssuer {
     /// True when mac2 of an initiation or response proves that its sender
     /// receives at `from`, address and port, and got its cookie lately.
     pub fn mac2_ok(&self, from: SocketAddr, datagram: &[u8], now: Instant) -> bool {
-        let fresh = self
-            .made
-            .is_some_and(|made| now.saturating_duration_since(made) < COOKIE_LIFETIME);
+        let fresh =
+            self.made.is_some_and(|made| now.saturating_duration_since(made) < COOKIE_LIFETIME);
         let Some((_, at2)) = mac_offsets(datagram).filter(|_| fresh) else {
             return false;
         };
@@ -158,10 +153,7 @@ impl CookieIssuer {
     ) -> Option<[u8; COOKIE_LEN]> {
         let (_, suite) = Kind::of(datagram)?;
         let (at1, at2) = mac_offsets(datagram)?;
-        if self
-            .made
-            .is_none_or(|made| now.saturating_duration_since(made) >= COOKIE_LIFETIME)
-        {
+        if self.made.is_none_or(|made| now.saturating_duration_since(made) >= COOKIE_LIFETIME) {
             rng.fill_bytes(&mut self.secret[..]);
             self.made = Some(now);
         }
@@ -224,17 +216,10 @@ mod tests {
     fn mac1_covers_every_byte_before_it_and_names_the_receiver() {
         let key = MacKey::for_receiver(&US);
         for len in [INITIATION_LEN, RESPONSE_LEN] {
-            let kind = if len == INITIATION_LEN {
-                Kind::Initiation
-            } else {
-                Kind::Response
-            };
+            let kind = if len == INITIATION_LEN { Kind::Initiation } else { Kind::Response };
             let (datagram, _) = message(kind, Suite::Aes256Gcm, None);
             assert!(mac1_ok(&key, &datagram));
-            assert!(!mac1_ok(
-                &MacKey::for_receiver(&LinkPublicKey([4; 32])),
-                &datagram
-            ));
+            assert!(!mac1_ok(&MacKey::for_receiver(&LinkPublicKey([4; 32])), &datagram));
             for i in 0..len - MAC_LEN {
                 let mut bad = datagram.clone();
                 bad[i] ^= 1;
@@ -309,9 +294,6 @@ mod tests {
     #[test]
     fn the_mac_is_keyed_blake2s_128() {
         let got = keyed(&MacKey::for_receiver(&US).0, &[]);
-        assert_eq!(
-            data_encoding::HEXLOWER.encode(&got),
-            "8a697b87f014becb397d5954d8f16f9d"
-        );
+        assert_eq!(data_encoding::HEXLOWER.encode(&got), "8a697b87f014becb397d5954d8f16f9d");
     }
 }

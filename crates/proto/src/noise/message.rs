@@ -99,9 +99,7 @@ pub fn receiver(datagram: &[u8]) -> Option<u32> {
 }
 
 fn u32_at(datagram: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(
-        datagram.get(at..at + 4)?.try_into().ok()?,
-    ))
+    Some(u32::from_le_bytes(datagram.get(at..at + 4)?.try_into().ok()?))
 }
 
 #[cfg(test)]

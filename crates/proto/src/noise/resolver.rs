@@ -50,12 +50,8 @@ impl CryptoResolver for Resolver {
     }
 
     fn resolve_dh(&self, choice: &DHChoice) -> Option<Box<dyn Dh>> {
-        matches!(choice, DHChoice::Curve25519).then(|| {
-            Box::new(X25519 {
-                local: self.local.clone(),
-                key: None,
-            }) as Box<dyn Dh>
-        })
+        matches!(choice, DHChoice::Curve25519)
+            .then(|| Box::new(X25519 { local: self.local.clone(), key: None }) as Box<dyn Dh>)
     }
 
     fn resolve_hash(&self, choice: &HashChoice) -> Option<Box<dyn Hash>> {
@@ -127,9 +123,7 @@ impl Dh for X25519 {
         let public = pubkey.get(..32).ok_or(snow::Error::Dh)?;
         let peer = agreement::UnparsedPublicKey::new(&agreement::X25519, public);
         agreement::agree(&key.secret, peer, snow::Error::Dh, |shared| {
-            out.get_mut(..32)
-                .ok_or(snow::Error::Dh)?
-                .copy_from_slice(shared);
+            out.get_mut(..32).ok_or(snow::Error::Dh)?.copy_from_slice(shared);
             Ok(())
         })
     }
@@ -154,9 +148,7 @@ impl Aead {
     }
 
     fn key(&self) -> &LessSafeKey {
-        self.key
-            .as_ref()
-            .expect("snow sets a key before it uses one")
+        self.key.as_ref().expect("snow sets a key before it uses one")
     }
 }
 
@@ -165,11 +157,7 @@ impl Cipher for Aead {
         if self.aes { "AESGCM" } else { "ChaChaPoly" }
     }
     fn set(&mut self, key: &[u8; 32]) {
-        let algorithm = if self.aes {
-            &AES_256_GCM
-        } else {
-            &CHACHA20_POLY1305
-        };
+        let algorithm = if self.aes { &AES_256_GCM } else { &CHACHA20_POLY1305 };
         self.key = Some(LessSafeKey::new(
             UnboundKey::new(algorithm, key).expect("both AEADs take 32-byte keys"),
         ));
@@ -195,10 +183,7 @@ impl Cipher for Aead {
         ciphertext: &[u8],
         out: &mut [u8],
     ) -> Result<usize, snow::Error> {
-        let len = ciphertext
-            .len()
-            .checked_sub(TAG_LEN)
-            .ok_or(snow::Error::Decrypt)?;
+        let len = ciphertext.len().checked_sub(TAG_LEN).ok_or(snow::Error::Decrypt)?;
         let (text, tag) = ciphertext.split_at(len);
         let out = out.get_mut(..len).ok_or(snow::Error::Decrypt)?;
         self.key()
@@ -307,32 +292,17 @@ mod tests {
                     (&mut responder, &mut initiator)
                 };
                 let n = from.write_message(&hex(payload), &mut wire).unwrap();
-                assert_eq!(
-                    HEXLOWER.encode(&wire[..n]),
-                    *ciphertext,
-                    "{} {i}",
-                    vector.name
-                );
+                assert_eq!(HEXLOWER.encode(&wire[..n]), *ciphertext, "{} {i}", vector.name);
                 let n = to.read_message(&wire[..n], &mut text).unwrap();
                 assert_eq!(HEXLOWER.encode(&text[..n]), *payload);
             }
-            assert_eq!(
-                HEXLOWER.encode(initiator.get_handshake_hash()),
-                vector.handshake_hash
-            );
+            assert_eq!(HEXLOWER.encode(initiator.get_handshake_hash()), vector.handshake_hash);
             // The transport messages, sealed by the keys of the raw split as
             // link sessions use them.
             let (to_responder, to_initiator) = initiator.dangerously_get_raw_split();
             for (i, (payload, ciphertext)) in vector.messages[2..].iter().enumerate() {
-                let mut aead = Aead {
-                    aes: vector.name.contains("AESGCM"),
-                    key: None,
-                };
-                aead.set(if i % 2 == 0 {
-                    &to_responder
-                } else {
-                    &to_initiator
-                });
+                let mut aead = Aead { aes: vector.name.contains("AESGCM"), key: None };
+                aead.set(if i % 2 == 0 { &to_responder } else { &to_initiator });
                 let n = aead.encrypt(i as u64 / 2, &[], &hex(payload), &mut wire);
                 assert_eq!(HEXLOWER.encode(&wire[..n]), *ciphertext);
             }
@@ -350,10 +320,7 @@ mod tests {
     #[test]
     fn low_order_points_are_refused() {
         let local = Arc::new(KeyPair::new(&[9; 32]));
-        let dh = X25519 {
-            local: local.clone(),
-            key: Some(local),
-        };
+        let dh = X25519 { local: local.clone(), key: Some(local) };
         let mut one = [0; 32];
         one[0] = 1;
         let mut out = [0; 56];

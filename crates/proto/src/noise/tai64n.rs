@@ -79,10 +79,7 @@ mod tests {
         // by a table of leap seconds (27 then); without one it is 17 s less.
         let unix = 0x2a2b_2c2d - 10;
         let stamp = Tai64n::from_unix(Duration::new(unix, 0x1234_5678));
-        assert_eq!(
-            stamp.as_bytes(),
-            &[0x40, 0, 0, 0, 0x2a, 0x2b, 0x2c, 0x2d, 0x12, 0, 0, 0]
-        );
+        assert_eq!(stamp.as_bytes(), &[0x40, 0, 0, 0, 0x2a, 0x2b, 0x2c, 0x2d, 0x12, 0, 0, 0]);
     }
 
     #[test]

@@ -54,15 +54,12 @@ mod reference {
         let mut out = plain.to_vec();
         // Every handshake key seals once, with counter 0.
         let nonce = Nonce::assume_unique_for_key([0; 12]);
-        key.seal_in_place_append_tag(nonce, Aad::from(auth), &mut out)
-            .unwrap();
+        key.seal_in_place_append_tag(nonce, Aad::from(auth), &mut out).unwrap();
         out
     }
 
     fn dh(secret: &Bytes, public: &Bytes) -> Bytes {
-        StaticSecret::from(*secret)
-            .diffie_hellman(&PublicKey::from(*public))
-            .to_bytes()
+        StaticSecret::from(*secret).diffie_hellman(&PublicKey::from(*public)).to_bytes()
     }
 
     pub(super) fn public(secret: &Bytes) -> Bytes {
@@ -100,16 +97,10 @@ mod reference {
     /// (initiator to responder first).
     pub(super) fn run(x: &Inputs) -> (Vec<u8>, Vec<u8>, Bytes, Bytes) {
         let (construction, identifier, base): (&[u8], &[u8], u8) = match x.suite {
-            Suite::ChaCha20Poly1305 => (
-                b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s",
-                b"WireGuard v1 zx2c4 Jason@zx2c4.com",
-                0,
-            ),
-            Suite::Aes256Gcm => (
-                b"Noise_IKpsk2_25519_AESGCM_BLAKE2s",
-                b"Warren v1 link",
-                0x10,
-            ),
+            Suite::ChaCha20Poly1305 => {
+                (b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s", b"WireGuard v1 zx2c4 Jason@zx2c4.com", 0)
+            }
+            Suite::Aes256Gcm => (b"Noise_IKpsk2_25519_AESGCM_BLAKE2s", b"Warren v1 link", 0x10),
         };
         let c = hash(&[construction]);
         let h = hash(&[&c, identifier]);
@@ -179,11 +170,7 @@ fn equals_the_reference_of_the_wireguard_paper_byte_for_byte() {
     let rng = &mut TestRng::new(0x5eed);
     for round in 0..40 {
         let x = reference::Inputs {
-            suite: if round % 2 == 0 {
-                Suite::ChaCha20Poly1305
-            } else {
-                Suite::Aes256Gcm
-            },
+            suite: if round % 2 == 0 { Suite::ChaCha20Poly1305 } else { Suite::Aes256Gcm },
             s_i: random(rng),
             e_i: random(rng),
             s_r: random(rng),
@@ -236,24 +223,14 @@ fn pair(suite: Suite, rng: &mut TestRng) -> Pair {
     let (i, r) = (secret(random(rng)), secret(random(rng)));
     let stamp = Tai64n::from_unix(Duration::from_secs(1));
     let (initiator, sent) = Initiator::start(&i, &r.public(), suite, 1, stamp, None, rng).unwrap();
-    Pair {
-        i,
-        r,
-        initiator,
-        first: sent.datagram,
-    }
+    Pair { i, r, initiator, first: sent.datagram }
 }
 
 #[test]
 fn every_changed_byte_is_refused_and_harms_nothing() {
     for suite in [Suite::Aes256Gcm, Suite::ChaCha20Poly1305] {
         let rng = &mut TestRng::new(7);
-        let Pair {
-            i,
-            r,
-            mut initiator,
-            first,
-        } = pair(suite, rng);
+        let Pair { i, r, mut initiator, first } = pair(suite, rng);
         for at in (0..4).chain(8..116) {
             let mut bad = first;
             bad[at] ^= 0x40;
@@ -275,18 +252,11 @@ fn every_changed_byte_is_refused_and_harms_nothing() {
 #[test]
 fn a_wrong_pre_shared_key_yields_no_session_and_the_right_one_still_does() {
     let rng = &mut TestRng::new(8);
-    let Pair {
-        r,
-        mut initiator,
-        first,
-        ..
-    } = pair(Suite::Aes256Gcm, rng);
+    let Pair { r, mut initiator, first, .. } = pair(Suite::Aes256Gcm, rng);
     let psk = PresharedKey::from_bytes([1; 32]);
     let other = PresharedKey::from_bytes([2; 32]);
-    let (answer, _) = OpenedInitiation::open(&r, &first, rng)
-        .unwrap()
-        .respond(Some(&psk), 2, None)
-        .unwrap();
+    let (answer, _) =
+        OpenedInitiation::open(&r, &first, rng).unwrap().respond(Some(&psk), 2, None).unwrap();
     for wrong in [None, Some(&other)] {
         let refused = initiator.finish(&answer.datagram, wrong);
         assert_eq!(refused.unwrap_err(), HandshakeError::NotAuthentic);
@@ -306,18 +276,9 @@ fn suites_do_not_mix() {
 #[test]
 fn nothing_secret_is_printed() {
     let rng = &mut TestRng::new(10);
-    let Pair {
-        r,
-        initiator,
-        first,
-        ..
-    } = pair(Suite::Aes256Gcm, rng);
+    let Pair { r, initiator, first, .. } = pair(Suite::Aes256Gcm, rng);
     let opened = OpenedInitiation::open(&r, &first, rng).unwrap();
-    for text in [
-        format!("{r:?}"),
-        format!("{initiator:?}"),
-        format!("{opened:?}"),
-    ] {
+    for text in [format!("{r:?}"), format!("{initiator:?}"), format!("{opened:?}")] {
         assert!(text.contains("redacted"), "{text}");
     }
 }

@@ -55,16 +55,8 @@ impl std::fmt::Display for TunOffloads {
             (self.tso, "tso"),
             (self.uso, "uso"),
         ];
-        let on: Vec<&str> = parts
-            .iter()
-            .filter(|(on, _)| *on)
-            .map(|(_, name)| *name)
-            .collect();
-        if on.is_empty() {
-            f.write_str("plain")
-        } else {
-            f.write_str(&on.join(","))
-        }
+        let on: Vec<&str> = parts.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect();
+        if on.is_empty() { f.write_str("plain") } else { f.write_str(&on.join(",")) }
     }
 }
 
@@ -145,19 +137,8 @@ impl Tun {
             Err(error) => return Err(error),
         };
         let vnet_hdr = flags & IFF_VNET_HDR != 0;
-        let offloads = if vnet_hdr {
-            set_offloads(&first)
-        } else {
-            TunOffloads::default()
-        };
-        let mut tun = Self {
-            name,
-            offloads,
-            queues: vec![TunQueue {
-                fd: first,
-                vnet_hdr,
-            }],
-        };
+        let offloads = if vnet_hdr { set_offloads(&first) } else { TunOffloads::default() };
+        let mut tun = Self { name, offloads, queues: vec![TunQueue { fd: first, vnet_hdr }] };
         for _ in 1..queues {
             let (fd, _) = attach(&tun.name, flags)?;
             set_offloads(&fd);
@@ -206,11 +187,8 @@ impl TunQueue {
     /// The kernel's refusal (`EINVAL` for a frame whose header is no good,
     /// `EIO` while the interface is down). The frame is then lost.
     pub fn write(&self, frame: &[u8]) -> io::Result<()> {
-        let bytes = if self.vnet_hdr {
-            frame
-        } else {
-            frame.get(VNET_HEADER_LEN..).unwrap_or_default()
-        };
+        let bytes =
+            if self.vnet_hdr { frame } else { frame.get(VNET_HEADER_LEN..).unwrap_or_default() };
         loop {
             // SAFETY: the pointer and length describe the live slice `bytes`.
             let n = unsafe { libc::write(self.fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
@@ -251,14 +229,8 @@ fn check_name(name: &str) -> Result<(), TunError> {
         && name.len() <= MAX_NAME_LEN
         && name != "."
         && name != ".."
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"-_.%".contains(&b));
-    if fine {
-        Ok(())
-    } else {
-        Err(TunError::BadName(name.chars().take(40).collect()))
-    }
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.%".contains(&b));
+    if fine { Ok(()) } else { Err(TunError::BadName(name.chars().take(40).collect())) }
 }
 
 fn attach(name: &str, flags: i16) -> Result<(OwnedFd, String), TunError> {
@@ -270,17 +242,10 @@ fn attach(name: &str, flags: i16) -> Result<(OwnedFd, String), TunError> {
         .map_err(|source| match source.raw_os_error() {
             Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TunError::NoDevice,
             Some(libc::EACCES | libc::EPERM) => TunError::NoPermission,
-            _ => TunError::Os {
-                step: "open /dev/net/tun",
-                source,
-            },
+            _ => TunError::Os { step: "open /dev/net/tun", source },
         })?;
     let fd = OwnedFd::from(file);
-    let mut request = IfReq {
-        name: [0; 16],
-        flags,
-        rest: [0; 22],
-    };
+    let mut request = IfReq { name: [0; 16], flags, rest: [0; 22] };
     request.name[..name.len()].copy_from_slice(name.as_bytes());
     // SAFETY: TUNSETIFF reads and writes one `ifreq`, which `IfReq` mirrors in
     // layout and size (40 bytes); it outlives the call.
@@ -293,21 +258,11 @@ fn attach(name: &str, flags: i16) -> Result<(OwnedFd, String), TunError> {
             // An existing interface of another kind, or with other flags, is
             // refused with EINVAL: tell that apart from an unknown flag.
             Some(libc::EINVAL) if exists(name) => TunError::NameBusy(name.to_owned()),
-            _ => TunError::Os {
-                step: "TUNSETIFF",
-                source,
-            },
+            _ => TunError::Os { step: "TUNSETIFF", source },
         });
     }
-    let end = request
-        .name
-        .iter()
-        .position(|b| *b == 0)
-        .unwrap_or(request.name.len());
-    Ok((
-        fd,
-        String::from_utf8_lossy(&request.name[..end]).into_owned(),
-    ))
+    let end = request.name.iter().position(|b| *b == 0).unwrap_or(request.name.len());
+    Ok((fd, String::from_utf8_lossy(&request.name[..end]).into_owned()))
 }
 
 fn exists(name: &str) -> bool {
@@ -321,23 +276,11 @@ fn exists(name: &str) -> bool {
 fn set_offloads(fd: &OwnedFd) -> TunOffloads {
     let tso = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
     let uso = TUN_F_USO4 | TUN_F_USO6;
-    let full = TunOffloads {
-        vnet_hdr: true,
-        checksum: true,
-        tso: true,
-        uso: true,
-    };
+    let full = TunOffloads { vnet_hdr: true, checksum: true, tso: true, uso: true };
     let choices = [
         (tso | uso, full),
         (tso, TunOffloads { uso: false, ..full }),
-        (
-            TUN_F_CSUM,
-            TunOffloads {
-                uso: false,
-                tso: false,
-                ..full
-            },
-        ),
+        (TUN_F_CSUM, TunOffloads { uso: false, tso: false, ..full }),
     ];
     for (bits, granted) in choices {
         // SAFETY: TUNSETOFFLOAD takes its argument by value and touches no
@@ -346,10 +289,7 @@ fn set_offloads(fd: &OwnedFd) -> TunOffloads {
             return granted;
         }
     }
-    TunOffloads {
-        vnet_hdr: true,
-        ..TunOffloads::default()
-    }
+    TunOffloads { vnet_hdr: true, ..TunOffloads::default() }
 }
 
 #[cfg(test)]
@@ -359,22 +299,14 @@ mod tests {
     #[test]
     fn names_are_checked_before_the_kernel_sees_them() {
         for bad in ["", ".", "..", "a/b", "a b", "sixteen-bytes-ab", "a\0b", "ä"] {
-            assert!(
-                matches!(Tun::open(bad, 1), Err(TunError::BadName(_))),
-                "{bad:?}"
-            );
+            assert!(matches!(Tun::open(bad, 1), Err(TunError::BadName(_))), "{bad:?}");
         }
         assert!(check_name("warren%d").is_ok());
     }
 
     #[test]
     fn offloads_read_well() {
-        let full = TunOffloads {
-            vnet_hdr: true,
-            checksum: true,
-            tso: true,
-            uso: true,
-        };
+        let full = TunOffloads { vnet_hdr: true, checksum: true, tso: true, uso: true };
         assert_eq!(full.to_string(), "vnet_hdr,csum,tso,uso");
         assert_eq!(TunOffloads::default().to_string(), "plain");
     }

@@ -135,15 +135,8 @@ impl UdpSocket {
     pub fn bind(address: SocketAddr, reuse_port: bool) -> Result<Self, BindError> {
         match Self::bind_one(address, reuse_port) {
             Err(error) if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) => {
-                let without_v6 = [
-                    libc::EAFNOSUPPORT,
-                    libc::EADDRNOTAVAIL,
-                    libc::EPROTONOSUPPORT,
-                ];
-                if !error
-                    .raw_os_error()
-                    .is_some_and(|code| without_v6.contains(&code))
-                {
+                let without_v6 = [libc::EAFNOSUPPORT, libc::EADDRNOTAVAIL, libc::EPROTONOSUPPORT];
+                if !error.raw_os_error().is_some_and(|code| without_v6.contains(&code)) {
                     return Err(bind_error(address, error));
                 }
                 let v4 = SocketAddr::from(([0, 0, 0, 0], address.port()));
@@ -155,11 +148,7 @@ impl UdpSocket {
 
     fn bind_one(address: SocketAddr, reuse_port: bool) -> io::Result<Self> {
         let v6 = address.is_ipv6();
-        let socket = Socket::new(
-            Domain::for_address(address),
-            Type::DGRAM,
-            Some(Protocol::UDP),
-        )?;
+        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
         if v6 {
             socket.set_only_v6(!address.ip().is_unspecified())?;
         }
@@ -172,12 +161,8 @@ impl UdpSocket {
         // The IPv4 options also apply to an IPv6 socket's IPv4 traffic, where
         // a kernel may refuse them; the mark is then not seen, no more.
         let _ = set_option(&socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1);
-        let _ = set_option(
-            &socket,
-            libc::IPPROTO_IP,
-            libc::IP_MTU_DISCOVER,
-            libc::IP_PMTUDISC_PROBE,
-        );
+        let _ =
+            set_option(&socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE);
         if v6 {
             set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
             set_option(
@@ -202,18 +187,12 @@ impl UdpSocket {
     /// # Errors
     /// The kernel's.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket
-            .local_addr()?
-            .as_socket()
-            .ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+        self.socket.local_addr()?.as_socket().ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
     }
 
     /// What the socket can do.
     pub fn offloads(&self) -> UdpOffloads {
-        UdpOffloads {
-            gso: self.segmentation.load(Ordering::Relaxed),
-            gro: self.coalescing,
-        }
+        UdpOffloads { gso: self.segmentation.load(Ordering::Relaxed), gro: self.coalescing }
     }
 
     /// Sends, waiting for room in the socket's buffer.
@@ -256,45 +235,30 @@ impl UdpSocket {
                 libc::IP_PMTUDISC_PROBE,
             )
         };
-        let guard = self
-            .fragmenting
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let guard = self.fragmenting.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let switched = set_option(&self.socket, level, option, off);
         let sent = self.send_one(to, data, tos, None, libc::MSG_DONTWAIT);
         let restored = set_option(&self.socket, level, option, on);
         drop(guard);
-        switched
-            .and(sent)
-            .and(restored)
-            .map_err(|source| SendError {
-                to,
-                failed: 1,
-                source,
-            })
+        switched.and(sent).and(restored).map_err(|source| SendError { to, failed: 1, source })
     }
 
     fn send_with(&self, transmit: &Transmit<'_>, flags: i32) -> Result<(), SendError> {
-        let Transmit {
-            to,
-            data,
-            segment,
-            tos,
-        } = *transmit;
+        let Transmit { to, data, segment, tos } = *transmit;
         let count = transmit.datagrams();
         if count == 1 {
-            return self
-                .send_one(to, data, tos, None, flags)
-                .map_err(|source| SendError {
-                    to,
-                    failed: 1,
-                    source,
-                });
+            return self.send_one(to, data, tos, None, flags).map_err(|source| SendError {
+                to,
+                failed: 1,
+                source,
+            });
         }
         if !self.segmentation.load(Ordering::Relaxed) {
-            return self
-                .send_many(transmit, flags)
-                .map_err(|(failed, source)| SendError { to, failed, source });
+            return self.send_many(transmit, flags).map_err(|(failed, source)| SendError {
+                to,
+                failed,
+                source,
+            });
         }
         let size = u16::try_from(segment).ok();
         match self.send_one(to, data, tos, size, flags) {
@@ -322,11 +286,7 @@ impl UdpSocket {
                     Err((failed, source)) => Err(SendError { to, failed, source }),
                 }
             }
-            Err(source) => Err(SendError {
-                to,
-                failed: count,
-                source,
-            }),
+            Err(source) => Err(SendError { to, failed: count, source }),
         }
     }
 
@@ -349,10 +309,8 @@ impl UdpSocket {
     ) -> io::Result<()> {
         let address = self.address(to);
         let mut control = ControlBuffer::for_send(to.is_ipv6(), tos, segment);
-        let mut part = libc::iovec {
-            iov_base: data.as_ptr().cast_mut().cast(),
-            iov_len: data.len(),
-        };
+        let mut part =
+            libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
         let header = message_header(&address, &mut part, &mut control);
         loop {
             // SAFETY: `header` points at `address`, `part` (which describes the
@@ -466,11 +424,7 @@ fn set_option(socket: &Socket, level: i32, option: i32, value: i32) -> io::Resul
             size_of::<i32>() as libc::socklen_t,
         )
     };
-    if done == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Large buffers, past the system's limit where we may, else up to it.

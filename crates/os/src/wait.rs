@@ -51,11 +51,7 @@ impl Waker {
 /// # Errors
 /// The kernel's; an interrupted wait is taken up again.
 pub fn wait_readable(fds: &[BorrowedFd<'_>], waker: &Waker) -> io::Result<Ready> {
-    let entry = |fd: i32| libc::pollfd {
-        fd,
-        events: libc::POLLIN,
-        revents: 0,
-    };
+    let entry = |fd: i32| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     let mut list = [entry(-1); 8];
     list[0] = entry(waker.0.as_raw_fd());
     for (slot, fd) in list[1..].iter_mut().zip(fds) {
@@ -113,9 +109,6 @@ mod tests {
         let (a, _wa) = std::io::pipe().unwrap();
         let (b, mut wb) = std::io::pipe().unwrap();
         wb.write_all(b"x").unwrap();
-        assert_eq!(
-            wait_readable(&[a.as_fd(), b.as_fd()], &waker).unwrap(),
-            Ready::Readable(0b10)
-        );
+        assert_eq!(wait_readable(&[a.as_fd(), b.as_fd()], &waker).unwrap(), Ready::Readable(0b10));
     }
 }

@@ -26,10 +26,7 @@ pub(super) struct Received {
 impl ControlBuffer {
     /// Empty, to be filled by a receive.
     pub(super) const fn new() -> Self {
-        Self {
-            bytes: [0; 128],
-            len: 0,
-        }
+        Self { bytes: [0; 128], len: 0 }
     }
 
     /// The messages of one send; none when all is default.
@@ -128,13 +125,7 @@ mod tests {
         let mut control = ControlBuffer::new();
         control.push(libc::IPPROTO_IP, libc::IP_TOS, &[3]);
         control.push(libc::SOL_UDP, libc::UDP_GRO, &1452i32.to_ne_bytes());
-        assert_eq!(
-            control.parse(control.len()),
-            Received {
-                segment: Some(1452),
-                tos: 3
-            }
-        );
+        assert_eq!(control.parse(control.len()), Received { segment: Some(1452), tos: 3 });
         let six = ControlBuffer::for_send(true, 1, Some(1200));
         assert_eq!(six.parse(six.len()).tos, 1);
         assert_eq!(ControlBuffer::for_send(false, 0, None).len(), 0);

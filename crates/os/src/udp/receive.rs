@@ -61,11 +61,7 @@ impl Default for RecvBatch {
 
 impl std::fmt::Debug for RecvBatch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "RecvBatch({} messages, asks for {})",
-            self.count, self.ask
-        )
+        write!(f, "RecvBatch({} messages, asks for {})", self.count, self.ask)
     }
 }
 
@@ -97,12 +93,7 @@ impl RecvBatch {
         let start = index * MESSAGE_BYTES;
         let data = &mut self.data[start..start + self.lengths[index]];
         let segment = received.segment.unwrap_or(data.len()).min(data.len());
-        Some(Train {
-            from,
-            segment,
-            tos: received.tos,
-            data,
-        })
+        Some(Train { from, segment, tos: received.tos, data })
     }
 
     fn adapt(&mut self, asked: usize) {
@@ -128,10 +119,7 @@ impl UdpSocket {
         let asked = batch.ask;
         // SAFETY: all-zero bytes are a valid `mmsghdr` (null pointers).
         let mut headers: [libc::mmsghdr; MAX_MESSAGES] = unsafe { std::mem::zeroed() };
-        let empty = libc::iovec {
-            iov_base: std::ptr::null_mut(),
-            iov_len: 0,
-        };
+        let empty = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
         let mut parts = [empty; MAX_MESSAGES];
         let slots = batch
             .data
@@ -141,10 +129,7 @@ impl UdpSocket {
         for (((header, part), ((data, name), control)), _) in
             headers.iter_mut().zip(&mut parts).zip(slots).zip(0..asked)
         {
-            *part = libc::iovec {
-                iov_base: data.as_mut_ptr().cast(),
-                iov_len: data.len(),
-            };
+            *part = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };
             header.msg_hdr.msg_name = (&raw mut *name).cast();
             header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
             header.msg_hdr.msg_iov = part;
@@ -176,11 +161,7 @@ impl UdpSocket {
         for (i, header) in headers.iter().take(n).enumerate() {
             // A cut-off message (it cannot exceed the buffer) would count as empty.
             let cut = header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
-            batch.lengths[i] = if cut {
-                0
-            } else {
-                (header.msg_len as usize).min(MESSAGE_BYTES)
-            };
+            batch.lengths[i] = if cut { 0 } else { (header.msg_len as usize).min(MESSAGE_BYTES) };
             batch.control_lengths[i] = header.msg_hdr.msg_controllen as usize;
         }
         batch.count = n;

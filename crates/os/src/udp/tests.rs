@@ -8,10 +8,7 @@ fn collect(socket: &UdpSocket, want: usize) -> Vec<(SocketAddr, u8, Vec<u8>)> {
     let mut batch = RecvBatch::default();
     let mut got = Vec::new();
     while got.len() < want {
-        assert_eq!(
-            wait_readable(&[socket.as_fd()], &waker).unwrap(),
-            Ready::Readable(1)
-        );
+        assert_eq!(wait_readable(&[socket.as_fd()], &waker).unwrap(), Ready::Readable(1));
         let n = socket.receive(&mut batch).unwrap();
         for i in 0..n {
             let train = batch.train(i).unwrap();
@@ -26,10 +23,7 @@ fn collect(socket: &UdpSocket, want: usize) -> Vec<(SocketAddr, u8, Vec<u8>)> {
 fn numbered(count: usize, size: usize, last: usize) -> Vec<u8> {
     let mut data = Vec::new();
     for i in 0..count {
-        data.extend(std::iter::repeat_n(
-            i as u8,
-            if i + 1 == count { last } else { size },
-        ));
+        data.extend(std::iter::repeat_n(i as u8, if i + 1 == count { last } else { size }));
     }
     data
 }
@@ -42,22 +36,13 @@ fn a_segmented_send_arrives_as_the_datagrams_it_is_made_of() {
         let mut targets = vec![b.local_addr().unwrap()];
         if targets[0].ip().is_unspecified() {
             let port = targets[0].port();
-            targets = vec![
-                ([127, 0, 0, 1], port).into(),
-                (Ipv6Addr::LOCALHOST, port).into(),
-            ];
+            targets = vec![([127, 0, 0, 1], port).into(), (Ipv6Addr::LOCALHOST, port).into()];
         }
         for to in targets {
             for gso in [true, false] {
                 a.segmentation.store(gso, Ordering::Relaxed);
                 let data = numbered(40, 1452, 77);
-                a.send(&Transmit {
-                    to,
-                    data: &data,
-                    segment: 1452,
-                    tos: 1,
-                })
-                .unwrap();
+                a.send(&Transmit { to, data: &data, segment: 1452, tos: 1 }).unwrap();
                 let got = collect(&b, 40);
                 for (i, (from, tos, one)) in got.iter().enumerate() {
                     assert_eq!(from.ip(), to.ip(), "addresses are never IPv4-mapped");
@@ -76,14 +61,7 @@ fn too_large_a_datagram_does_not_turn_segmentation_off() {
     let to = a.local_addr().unwrap();
     let before = a.offloads();
     let data = vec![0; 200_000];
-    let error = a
-        .send(&Transmit {
-            to,
-            data: &data,
-            segment: 70_000,
-            tos: 0,
-        })
-        .unwrap_err();
+    let error = a.send(&Transmit { to, data: &data, segment: 70_000, tos: 0 }).unwrap_err();
     assert_eq!(error.source.raw_os_error(), Some(libc::EMSGSIZE));
     assert_eq!(a.offloads(), before);
 }

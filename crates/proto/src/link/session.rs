@@ -7,11 +7,13 @@
 //! `0^4 | counter LE`. For `aes256gcm`: type 0x14, the 16 header bytes are
 //! associated data, nonce `0^4 | counter BE` (Noise's AESGCM).
 
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Arc;
 
-use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use aws_lc_rs::aead::{
+    AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey,
+};
 use warren_types::Suite;
 
 use super::peer::PeerLink;
@@ -56,7 +58,13 @@ fn nonce(suite: Suite, counter: u64) -> Nonce {
 }
 
 /// Writes the 16-byte transport header.
-pub fn write_header(out: &mut [u8; HEADER_LEN], suite: Suite, flags: u8, receiver: u32, counter: u64) {
+pub fn write_header(
+    out: &mut [u8; HEADER_LEN],
+    suite: Suite,
+    flags: u8,
+    receiver: u32,
+    counter: u64,
+) {
     let kind = match suite {
         Suite::Aes256Gcm => TYPE_TRANSPORT_AES,
         Suite::ChaCha20Poly1305 => TYPE_TRANSPORT_WIREGUARD,
@@ -114,8 +122,21 @@ pub struct SendSession {
 
 impl SendSession {
     /// A sending half; `receiver` is the index the peer chose.
-    pub fn new(suite: Suite, receiver: u32, key: &[u8; 32], created_ms: u64, initiator: bool) -> Self {
-        Self { suite, receiver, key: aead_key(suite, key), counter: AtomicU64::new(0), created_ms, initiator }
+    pub fn new(
+        suite: Suite,
+        receiver: u32,
+        key: &[u8; 32],
+        created_ms: u64,
+        initiator: bool,
+    ) -> Self {
+        Self {
+            suite,
+            receiver,
+            key: aead_key(suite, key),
+            counter: AtomicU64::new(0),
+            created_ms,
+            initiator,
+        }
     }
 
     /// The session's suite.
@@ -155,7 +176,8 @@ impl SendSession {
     /// used once.
     pub fn seal(&self, message: &mut [u8], flags: u8, counter: u64) {
         let len = message.len();
-        let (header, rest) = message.split_first_chunk_mut::<HEADER_LEN>().expect("room for the header");
+        let (header, rest) =
+            message.split_first_chunk_mut::<HEADER_LEN>().expect("room for the header");
         let (text, tag_out) = rest.split_at_mut(len - OVERHEAD);
         write_header(header, self.suite, flags, self.receiver, counter);
         let aad: &[u8] = match self.suite {
@@ -199,7 +221,13 @@ pub struct BadTag;
 
 impl RecvSession {
     /// A receiving half under our index `local_index`.
-    pub fn new(suite: Suite, local_index: u32, key: &[u8; 32], peer: Arc<PeerLink>, created_ms: u64) -> Self {
+    pub fn new(
+        suite: Suite,
+        local_index: u32,
+        key: &[u8; 32],
+        peer: Arc<PeerLink>,
+        created_ms: u64,
+    ) -> Self {
         Self {
             suite,
             local_index,
@@ -219,7 +247,12 @@ impl RecvSession {
     /// Opens `datagram` (header, ciphertext, tag) into `out`, which must have
     /// exactly the plaintext's length (`datagram.len() - OVERHEAD`). The caller
     /// checks the replay window before and marks it after.
-    pub fn open_into(&self, header: &Header, datagram: &[u8], out: &mut [u8]) -> Result<(), BadTag> {
+    pub fn open_into(
+        &self,
+        header: &Header,
+        datagram: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), BadTag> {
         let (head, rest) = datagram.split_at(HEADER_LEN);
         let (text, tag) = rest.split_at(rest.len() - TAG_LEN);
         let aad: &[u8] = match self.suite {

@@ -26,7 +26,10 @@ pub struct Routes {
 impl Routes {
     /// Builds a snapshot. With equal prefixes the later one wins, so that a
     /// prefix has exactly one owner.
-    pub fn new(local: Vec<IpAddr>, entries: impl IntoIterator<Item = (IpNet, Arc<PeerLink>)>) -> Self {
+    pub fn new(
+        local: Vec<IpAddr>,
+        entries: impl IntoIterator<Item = (IpNet, Arc<PeerLink>)>,
+    ) -> Self {
         let mut routes = Self { local, ..Self::default() };
         for (net, peer) in entries {
             match net.trunc() {

@@ -1,5 +1,16 @@
-//! The lab: namespaces, WAN emulator, scenarios, peer benchmarks.
+//! The lab: hosts in network namespaces, real daemons on them, a WAN between
+//! them, and benchmarks against other VPNs. For tests, demos and development.
 //!
-//! - [`netem`]: what a bad network does to packets, on a clock of its own.
+//! - [`topology`]: hosts and the links between them.
+//! - [`process`]: a `warren` daemon on a host.
+//! - [`netem`]: what a wide-area path does to packets, seeded and virtual.
+//! - [`bench`]: Warren beside other VPNs on the same link.
+//!
+//! Invariants: nothing outlives the process that made it, however it ends:
+//! namespaces go with their last holder, children with their parent. Works as
+//! root and, in a user namespace, without.
 
+pub mod bench;
 pub mod netem;
+pub mod process;
+pub mod topology;

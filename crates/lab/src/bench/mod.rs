@@ -1,0 +1,1 @@
+//! Warren beside other VPNs on the same link.

@@ -1,0 +1,176 @@
+//! Revocations: signed by the CA, spread before everything else, final.
+//!
+//! In: records from the network. Out: a set of revoked node keys. Invariants: a
+//! record that the CA did not sign has no effect; a revoked key never comes
+//! back (the node makes a new key and joins again). Revocation is by key, not
+//! by certificate or signature bytes, so no other encoding of the same
+//! certificate gets past it. Deliberately not here: spreading.
+
+use std::collections::BTreeMap;
+
+use minicbor::{Decode, Encode};
+use warren_types::{NetworkId, NodeId};
+
+use crate::cbor;
+use crate::identity::{self, IdentityKey, SIGNATURE_LEN};
+
+const LABEL: &str = "Warren v1 revocation";
+
+/// Most revocations a node keeps. A CA that signs more is renewed instead.
+pub const MAX_REVOCATIONS: usize = 10_000;
+
+/// What the CA signs: this key is no member any more.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct RevocationBody {
+    /// The network.
+    #[cbor(n(0), with = "cbor::network_id")]
+    pub network: NetworkId,
+    /// The revoked node.
+    #[cbor(n(1), with = "cbor::node_id")]
+    pub node: NodeId,
+    /// When, seconds since 1970; for people.
+    #[n(2)]
+    pub at: u64,
+}
+
+/// A revocation as it travels.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct SignedRevocation {
+    /// CBOR of a [`RevocationBody`].
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub body: Vec<u8>,
+    /// The CA's signature over `Warren v1 revocation` || 0x00 || body.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub signature: [u8; SIGNATURE_LEN],
+}
+
+/// A revocation was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RevocationError {
+    /// The body does not parse.
+    #[error("the revocation is malformed")]
+    Malformed,
+    /// Signed by another key than the CA's.
+    #[error("the revocation is not signed by this network's CA")]
+    BadSignature,
+    /// For another network.
+    #[error("the revocation is for another network")]
+    WrongNetwork,
+    /// More than [`MAX_REVOCATIONS`].
+    #[error("too many revocations")]
+    Full,
+}
+
+impl SignedRevocation {
+    /// Signs the revocation of `node` with the CA's key.
+    pub fn sign(ca: &IdentityKey, network: NetworkId, node: NodeId, now: u64) -> Self {
+        let body = cbor::to_vec(&RevocationBody {
+            network,
+            node,
+            at: now,
+        });
+        let signature = ca.sign(LABEL, &body);
+        Self { body, signature }
+    }
+
+    /// Checks signature and network.
+    ///
+    /// # Errors
+    /// Which check failed.
+    pub fn verify(
+        &self,
+        ca: NodeId,
+        network: NetworkId,
+    ) -> Result<RevocationBody, RevocationError> {
+        if !identity::verify(ca, LABEL, &self.body, &self.signature) {
+            return Err(RevocationError::BadSignature);
+        }
+        let body: RevocationBody =
+            cbor::from_slice(&self.body).map_err(|_| RevocationError::Malformed)?;
+        if body.network == network {
+            Ok(body)
+        } else {
+            Err(RevocationError::WrongNetwork)
+        }
+    }
+}
+
+/// All revocations a node knows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RevocationList(BTreeMap<NodeId, SignedRevocation>);
+
+impl RevocationList {
+    /// True when `node` was revoked.
+    pub fn contains(&self, node: NodeId) -> bool {
+        self.0.contains_key(&node)
+    }
+
+    /// Adds a record after checking it. `Some(node)` when it is new.
+    ///
+    /// # Errors
+    /// When the record is not the CA's, or there are too many.
+    pub fn insert(
+        &mut self,
+        record: SignedRevocation,
+        ca: NodeId,
+        network: NetworkId,
+    ) -> Result<Option<NodeId>, RevocationError> {
+        let body = record.verify(ca, network)?;
+        if self.0.contains_key(&body.node) {
+            return Ok(None);
+        }
+        if self.0.len() >= MAX_REVOCATIONS {
+            return Err(RevocationError::Full);
+        }
+        self.0.insert(body.node, record);
+        Ok(Some(body.node))
+    }
+
+    /// Every record, to be sent to a peer or stored.
+    pub fn records(&self) -> impl Iterator<Item = &SignedRevocation> {
+        self.0.values()
+    }
+
+    /// Number of revoked nodes.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// True when nothing was revoked.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TestRng;
+
+    #[test]
+    fn only_the_ca_revokes_and_only_once() {
+        let ca = IdentityKey::generate(&mut TestRng::new(1)).unwrap();
+        let other = IdentityKey::generate(&mut TestRng::new(2)).unwrap();
+        let (network, node) = (NetworkId([1; 16]), NodeId([4; 32]));
+        let mut list = RevocationList::default();
+        let forged = SignedRevocation::sign(&other, network, node, 5);
+        assert_eq!(
+            list.insert(forged, ca.id(), network),
+            Err(RevocationError::BadSignature)
+        );
+        let good = SignedRevocation::sign(&ca, network, node, 5);
+        assert_eq!(
+            list.insert(good.clone(), ca.id(), NetworkId([2; 16])),
+            Err(RevocationError::WrongNetwork)
+        );
+        assert_eq!(list.insert(good.clone(), ca.id(), network), Ok(Some(node)));
+        assert_eq!(list.insert(good.clone(), ca.id(), network), Ok(None));
+        assert!(list.contains(node) && !list.contains(NodeId([5; 32])));
+        for at in 0..good.body.len() {
+            let mut bad = good.clone();
+            bad.body[at] ^= 1;
+            assert!(bad.verify(ca.id(), network).is_err());
+        }
+    }
+}

@@ -1,1 +1,15 @@
-//! The Warren daemon
+//! The Warren daemon: configuration, local API, and what ties the pure crates
+//! to the operating system.
+//!
+//! Inputs: a [`config::Config`], a state directory, packets. Outputs: a TUN
+//! interface that reaches every member of the network, and the local API.
+//! Deliberately not here: protocol logic (`warren-proto`), admission logic
+//! (`warren-control`), system calls (`warren-os`).
+
+pub mod api;
+pub mod config;
+pub mod fault;
+pub mod start;
+pub mod telemetry;
+pub mod uapi;
+pub mod wg_client;

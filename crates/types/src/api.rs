@@ -238,3 +238,10 @@ pub struct ClientEntry {
     /// Its overlay addresses.
     pub addresses: Vec<IpAddr>,
 }
+
+/// `POST /v1/revoke`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RevokeRequest {
+    /// Name of the node to expel.
+    pub name: String,
+}

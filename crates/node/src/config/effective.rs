@@ -1,0 +1,97 @@
+//! `warren config show --effective`: the configuration in force, as a file
+//! that could be used, with the origin of each value. It holds no secrets:
+//! the pre-shared key is only named by its path.
+
+use std::fmt::{Display, Write};
+use std::num::NonZeroUsize;
+
+use super::{Auth, Config, Endpoint, Source};
+
+impl Config {
+    /// Renders the effective configuration as TOML with comments. `cores`: as
+    /// many as the daemon would see, for the default number of workers.
+    pub fn render_effective(&self, cores: usize) -> String {
+        let mut out = String::new();
+        let _ = writeln!(out, "# state directory: {}", self.state_dir.display());
+        self.optional(&mut out, "name", self.name.as_ref(), "stored name, else the host name");
+        self.optional(
+            &mut out,
+            "network",
+            self.network.as_ref(),
+            "the stored network, else `warren`",
+        );
+        self.line(&mut out, "listen", quoted(self.listen));
+        self.line(&mut out, "interface", quoted(&self.interface));
+        self.optional(&mut out, "suite", self.suite.as_ref(), "the network's, else aes256gcm");
+        self.line(&mut out, "endpoints", list(&self.endpoints));
+        self.line(&mut out, "bootstrap", list(&self.bootstrap));
+        let workers = self.workers.map_or_else(|| self.worker_pairs(cores), NonZeroUsize::get);
+        self.line(&mut out, "workers", workers);
+        self.line(&mut out, "mtu", self.interface_mtu());
+        self.line(&mut out, "pq", quoted(self.pq));
+        self.line(&mut out, "log_format", quoted(self.log_format));
+        self.line(&mut out, "log_level", quoted(self.log_level));
+        let _ = writeln!(out, "\n[auth]");
+        self.entry(&mut out, "mode", "auth.mode", quoted(self.auth.as_str()));
+        if let Auth::Psk { file } = &self.auth {
+            self.entry(&mut out, "psk_file", "auth.psk_file", quoted(file.display()));
+        }
+        if let Auth::Key { peers } = &self.auth {
+            for peer in peers {
+                let _ = writeln!(out, "\n[[peer]]\nname = {}", quoted(&peer.name));
+                let _ = writeln!(out, "public_key = {}", quoted(peer.public_key));
+                if let Some(endpoint) = &peer.endpoint {
+                    let _ = writeln!(out, "endpoint = {}", quoted(endpoint));
+                }
+            }
+        }
+        let _ = writeln!(out, "\n[dangerous]");
+        let kept = self.dangerous.keep_privileges;
+        self.entry(&mut out, "keep_privileges", "dangerous.keep_privileges", kept);
+        out
+    }
+
+    fn line(&self, out: &mut String, key: &str, value: impl Display) {
+        self.entry(out, key, key, value);
+    }
+
+    fn entry(&self, out: &mut String, key: &str, full_key: &str, value: impl Display) {
+        let origin = match self.source(full_key) {
+            Source::Default => "default".to_owned(),
+            Source::File(line) => format!("line {line} of the file"),
+            Source::Flag => "command line".to_owned(),
+        };
+        let _ = writeln!(out, "{:<40} # {origin}", format!("{key} = {value}"));
+    }
+
+    fn optional<T: Display>(&self, out: &mut String, key: &str, value: Option<&T>, absent: &str) {
+        match value {
+            Some(value) => self.line(out, key, quoted(value)),
+            None => {
+                let _ = writeln!(out, "{:<40} # default: {absent}", format!("# {key}"));
+            }
+        }
+    }
+}
+
+/// A TOML basic string.
+fn quoted(value: impl Display) -> String {
+    let mut out = String::from("\"");
+    for c in value.to_string().chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            c if c.is_control() => {
+                let _ = write!(out, "\\u{:04X}", c as u32);
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+fn list(endpoints: &[Endpoint]) -> String {
+    let items: Vec<String> = endpoints.iter().map(quoted).collect();
+    format!("[{}]", items.join(", "))
+}

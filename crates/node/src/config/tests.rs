@@ -1,0 +1,162 @@
+use super::*;
+
+fn load(text: &str) -> Result<Config, ConfigError> {
+    Config::from_text(Path::new("/etc/warren/warren.toml"), text, Overrides::default())
+}
+
+fn refused(text: &str) -> String {
+    load(text).unwrap_err().to_string()
+}
+
+const KEY: &str = "aeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaq";
+
+#[test]
+fn nothing_given_gives_the_documented_defaults() {
+    let config = load("").unwrap();
+    assert_eq!(config.listen.to_string(), "[::]:9277");
+    assert!(!config.listen.explicit);
+    assert_eq!(config.interface.as_str(), "warren0");
+    assert_eq!(config.interface_mtu(), 1420);
+    assert_eq!(config.auth, Auth::Certificate);
+    assert_eq!(config.pq, PostQuantum::Preferred);
+    assert_eq!(
+        (config.worker_pairs(1), config.worker_pairs(2), config.worker_pairs(32)),
+        (1, 1, 4)
+    );
+    assert_eq!(config.source("listen"), Source::Default);
+}
+
+#[test]
+fn every_key_is_read() {
+    let config = load(
+        r#"
+name = "gpu-1"
+network = "lab"
+listen = "0.0.0.0:7000"
+interface = "wr1"
+suite = "chacha20poly1305"
+endpoints = ["vpn.example.org:7000", "192.0.2.1:7000"]
+bootstrap = ["[2001:db8::1]:7000"]
+workers = 3
+mtu = 1300
+pq = "required"
+log_format = "json"
+log_level = "debug"
+[auth]
+mode = "psk"
+psk_file = "net.psk"
+[dangerous]
+keep_privileges = true
+"#,
+    )
+    .unwrap();
+    assert_eq!(config.name.as_ref().unwrap().as_str(), "gpu-1");
+    assert_eq!(config.suite, Some(Suite::ChaCha20Poly1305));
+    assert_eq!(config.endpoints.len(), 2);
+    assert_eq!(config.worker_pairs(2), 3);
+    assert_eq!(config.auth, Auth::Psk { file: "/etc/warren/net.psk".into() });
+    assert!(config.dangerous.keep_privileges);
+    assert_eq!(config.source("mtu"), Source::File(10));
+}
+
+#[test]
+fn flags_win_over_the_file() {
+    let flags = Overrides {
+        name: Some("flag".parse().unwrap()),
+        workers: Some(2),
+        endpoints: vec!["192.0.2.9:1".parse().unwrap()],
+        ..Overrides::default()
+    };
+    let text = "name = \"file\"\nworkers = 5\nendpoints = [\"192.0.2.1:1\"]\n";
+    let config = Config::from_text(Path::new("w.toml"), text, flags).unwrap();
+    assert_eq!(config.name.unwrap().as_str(), "flag");
+    assert_eq!(config.workers.unwrap().get(), 2);
+    assert_eq!(config.endpoints[0].to_string(), "192.0.2.9:1");
+}
+
+#[test]
+fn errors_point_at_the_line_and_say_what_is_allowed() {
+    let cases = [
+        ("mtu = 1500\nname = \"a_b\"\n", ":2: `name`", "letters, digits and hyphens"),
+        ("\n\nmtu = 100\n", ":3: `mtu`", "1280 to 9000 bytes"),
+        ("workers = 0\n", ":1: `workers`", "1 to 64"),
+        ("suite = \"des\"\n", ":1: `suite`", "aes256gcm or chacha20poly1305"),
+        ("endpoints = [\n  \"ok.example:1\",\n  \"bad\",\n]\n", ":3: `endpoints`", "HOST:PORT"),
+        ("[auth]\nmode = \"magic\"\n", ":2: `mode`", "certificate"),
+        ("[auth]\nmode = \"psk\"\n", ":2: `mode`", "warren psk generate"),
+        ("[auth]\npsk_file = \"x\"\n", ":2: `psk_file`", "mode = \"psk\""),
+        ("[auth]\nmode = \"key\"\n", ":2: `mode`", "[[peer]]"),
+    ];
+    for (text, place, allowed) in cases {
+        let error = refused(text);
+        assert!(error.contains(place) && error.contains(allowed), "{text:?}: {error}");
+    }
+}
+
+#[test]
+fn unknown_fields_and_wrong_types_are_refused_with_their_line() {
+    let error = refused("name = \"a\"\nlisten_port = 5\n");
+    assert!(error.contains("line 2") && error.contains("listen_port"), "{error}");
+    assert!(error.contains("`listen`"), "the allowed fields are listed: {error}");
+    let error = refused("workers = \"many\"\n");
+    assert!(error.contains("line 1") && error.contains("workers"), "{error}");
+    let error = refused("[dangerous]\nno_crypto = true\n");
+    assert!(error.contains("line 2") && error.contains("no_crypto"), "{error}");
+    let error = refused("name = \"a\nb = 1");
+    assert!(error.contains("line 1"), "{error}");
+}
+
+#[test]
+fn key_mode_needs_distinct_complete_peers() {
+    let peer = |name: &str, key: &str| {
+        format!("[[peer]]\nname = \"{name}\"\npublic_key = \"{key}\"\nendpoint = \"a.example:1\"\n")
+    };
+    let head = "[auth]\nmode = \"key\"\n";
+    let config = load(&format!("{head}{}", peer("b", KEY))).unwrap();
+    let Auth::Key { peers } = &config.auth else { panic!("{:?}", config.auth) };
+    assert_eq!(peers[0].public_key.to_string(), KEY);
+
+    let error = refused(&format!("{head}{}{}", peer("b", KEY), peer("b", KEY)));
+    assert!(error.contains(":8: `name`"), "{error}");
+    let error = refused(&format!("{head}{}{}", peer("b", KEY), peer("c", KEY)));
+    assert!(error.contains(":9: `public_key`"), "{error}");
+    let error = refused(&format!("{head}{}", peer("b", "short")));
+    assert!(error.contains("warren key"), "{error}");
+    let error = refused(&peer("b", KEY));
+    assert!(error.contains("mode = \"key\""), "{error}");
+    let error = refused("[auth]\nmode = \"key\"\n[[peer]]\nname = \"b\"\n");
+    assert!(error.contains("public_key"), "{error}");
+}
+
+#[test]
+fn the_effective_configuration_is_itself_a_configuration() {
+    let text = format!(
+        "name = \"a\"\nmtu = 1300\nendpoints = [\"a.example:1\"]\n[auth]\nmode = \"key\"\n\
+         [[peer]]\nname = \"b\"\npublic_key = \"{KEY}\"\n"
+    );
+    let shown = load(&text).unwrap().render_effective(2);
+    assert!(shown.contains("# line 2 of the file") && shown.contains("# default"), "{shown}");
+    let again = load(&shown).unwrap();
+    assert_eq!(again.interface_mtu(), 1300);
+    assert_eq!(again.auth, load(&text).unwrap().auth);
+    assert_eq!(again.listen.address, Listen::default().address);
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = Config::load(Some(Path::new("/nonexistent/w.toml")), Overrides::default());
+    assert!(error.unwrap_err().to_string().contains("/nonexistent/w.toml"));
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_panics(text in "\\PC{0,200}|([a-z_\\[\\]]{1,12}( = )?[\"0-9a-z\\[\\].:-]{0,9}\n){0,8}") {
+        let _ = load(&text);
+    }
+
+    #[test]
+    fn no_value_panics(key in "name|network|listen|interface|suite|pq|log_format|log_level",
+                       value in "\\PC{0,80}") {
+        let _ = load(&format!("{key} = '''{value}'''"));
+    }
+}

@@ -9,7 +9,9 @@
 pub mod api;
 pub mod config;
 pub mod fault;
+pub mod random;
 pub mod start;
+pub mod store;
 pub mod telemetry;
 pub mod uapi;
 pub mod wg_client;

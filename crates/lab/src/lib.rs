@@ -4,6 +4,7 @@
 //! - [`topology`]: hosts and the links between them.
 //! - [`process`]: a `warren` daemon on a host.
 //! - [`netem`]: what a wide-area path does to packets, seeded and virtual.
+//! - [`wan`]: hosts joined by such paths between the regions of the world.
 //! - [`bench`]: Warren beside other VPNs on the same link.
 //!
 //! Invariants: nothing outlives the process that made it, however it ends:
@@ -14,3 +15,4 @@ pub mod bench;
 pub mod netem;
 pub mod process;
 pub mod topology;
+pub mod wan;

@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Wakes threads that wait with [`wait_readable`].
 #[derive(Debug, Clone)]
@@ -51,6 +52,24 @@ impl Waker {
 /// # Errors
 /// The kernel's; an interrupted wait is taken up again.
 pub fn wait_readable(fds: &[BorrowedFd<'_>], waker: &Waker) -> io::Result<Ready> {
+    loop {
+        if let Some(ready) = wait_readable_for(fds, waker, None)? {
+            return Ok(ready);
+        }
+    }
+}
+
+/// As [`wait_readable`], for at most `limit` if one is given: `None` when the
+/// time was up first, or a signal came. The kernel may add its timer slack
+/// (as a rule 50 us).
+///
+/// # Errors
+/// The kernel's.
+pub fn wait_readable_for(
+    fds: &[BorrowedFd<'_>],
+    waker: &Waker,
+    limit: Option<Duration>,
+) -> io::Result<Option<Ready>> {
     let entry = |fd: i32| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     let mut list = [entry(-1); 8];
     list[0] = entry(waker.0.as_raw_fd());
@@ -58,28 +77,33 @@ pub fn wait_readable(fds: &[BorrowedFd<'_>], waker: &Waker) -> io::Result<Ready>
         *slot = entry(fd.as_raw_fd());
     }
     let used = 1 + fds.len().min(7);
-    loop {
-        // SAFETY: the pointer and count describe the first `used` (at most 8)
-        // elements of the live array `list`.
-        let n = unsafe { libc::poll(list.as_mut_ptr(), used as libc::nfds_t, -1) };
-        if n < 0 {
-            let error = io::Error::last_os_error();
-            if error.kind() == io::ErrorKind::Interrupted {
-                continue;
-            }
-            return Err(error);
+    let limit = limit.map(|limit| libc::timespec {
+        tv_sec: limit.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+        tv_nsec: limit.subsec_nanos().into(),
+    });
+    let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: the pointer and count describe the first `used` (at most 8)
+    // elements of the live array `list`; `limit` is null or points to a live
+    // timespec; a null signal mask leaves the mask alone.
+    let n =
+        unsafe { libc::ppoll(list.as_mut_ptr(), used as libc::nfds_t, limit, std::ptr::null()) };
+    if n < 0 {
+        let error = io::Error::last_os_error();
+        if error.kind() == io::ErrorKind::Interrupted {
+            return Ok(None);
         }
-        if list[0].revents != 0 {
-            return Ok(Ready::Woken);
-        }
-        let mut bits = 0;
-        for (i, slot) in list[1..used].iter().enumerate() {
-            if slot.revents != 0 {
-                bits |= 1 << i;
-            }
-        }
-        return Ok(Ready::Readable(bits));
+        return Err(error);
     }
+    if list[0].revents != 0 {
+        return Ok(Some(Ready::Woken));
+    }
+    let mut bits = 0;
+    for (i, slot) in list[1..used].iter().enumerate() {
+        if slot.revents != 0 {
+            bits |= 1 << i;
+        }
+    }
+    Ok((bits != 0).then_some(Ready::Readable(bits)))
 }
 
 #[cfg(test)]
@@ -110,5 +134,20 @@ mod tests {
         let (b, mut wb) = std::io::pipe().unwrap();
         wb.write_all(b"x").unwrap();
         assert_eq!(wait_readable(&[a.as_fd(), b.as_fd()], &waker).unwrap(), Ready::Readable(0b10));
+    }
+
+    #[test]
+    fn a_limited_wait_ends_in_time() {
+        let waker = Waker::new().unwrap();
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let limit = Duration::from_millis(20);
+        let start = std::time::Instant::now();
+        assert_eq!(wait_readable_for(&[reader.as_fd()], &waker, Some(limit)).unwrap(), None);
+        assert!(start.elapsed() >= limit);
+        waker.wake();
+        assert_eq!(
+            wait_readable_for(&[reader.as_fd()], &waker, Some(limit)).unwrap(),
+            Some(Ready::Woken)
+        );
     }
 }

@@ -1,2 +1,49 @@
-//! Development tasks.
-fn main() {}
+//! Development tasks: `cargo xtask bench link`, `cargo xtask layers`.
+//!
+//! Logic lives in modules (and in the lab); this file only reads the command
+//! line. Invariant: a task that checks something ends with status 1 when it
+//! does not hold.
+
+mod bench;
+mod layers;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Warren's development tasks.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Measure Warren.
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
+    /// Check which crate may depend on which, and where unsafe code may be.
+    Layers,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Beside other VPNs on one link between two network namespaces.
+    Link(bench::Link),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match arguments.task {
+        Task::Bench { what: Bench::Link(link) } => bench::link(&link),
+        Task::Layers => layers::check(),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

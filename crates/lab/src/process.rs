@@ -291,11 +291,6 @@ impl Output {
             lines = self.more.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
-
-    /// Everything printed so far.
-    pub(crate) fn text(&self) -> String {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
-    }
 }
 
 /// Starts a command and collects its output on threads of their own, so that
@@ -332,6 +327,8 @@ mod tests {
         assert_eq!(seen.as_deref(), Some("three"));
         assert!(output.wait_for(Duration::from_millis(10), |_| None::<()>).is_none());
         child.wait().unwrap();
-        assert!(output.text().contains("two"));
+        assert!(
+            output.wait_for(Duration::from_secs(5), |line| (line == "two").then_some(())).is_some()
+        );
     }
 }

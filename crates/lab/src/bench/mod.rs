@@ -103,6 +103,12 @@ fn measure_once(
 ) -> Result<Run> {
     let pair = Pair::create(1500, plan.underlay)?;
     let scratch = TemporaryDir::create("warren-bench")?;
-    let mut tunnel = contender.start(&pair, programs, scratch.path())?;
-    measure::run(&mut tunnel, plan, first)
+    let mut run = measure::run(&contender.start(&pair, programs, scratch.path())?, plan)?;
+    if first && !plan.tcp_only {
+        let pair = Pair::create(1500, plan.underlay)?;
+        let scratch = TemporaryDir::create("warren-bench")?;
+        let mut fresh = contender.start(&pair, programs, scratch.path())?;
+        run.idle_peer_kib = measure::idle_peer(&mut fresh)?;
+    }
+    Ok(run)
 }

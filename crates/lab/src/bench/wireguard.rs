@@ -1,6 +1,7 @@
 //! Userspace WireGuards, configured by the `wg` tool over their control socket.
 
 use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -39,7 +40,8 @@ pub(super) fn spawn(
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = KilledOnDrop(command.spawn()?);
     let socket = format!("/run/wireguard/{interface}.sock");
-    wait_for(program, &mut child.0, || Path::new(&socket).exists())?;
+    // Connected to rather than looked at: `wg` deletes a socket nobody listens on.
+    wait_for(program, &mut child.0, || UnixStream::connect(&socket).is_ok())?;
     Ok(Device { child, interface: interface.to_owned() })
 }
 

@@ -2,12 +2,14 @@
 //! engine that drives them.
 //!
 //! - [`packet`]: checked views of IP, TCP and UDP; segmentation and coalescing.
+//! - [`engine`]: handshakes, timers and sessions of all links.
 //! - [`noise`]: link handshakes.
 //! - [`link`]: what worker threads share with the engine: sessions, peers, tables.
 //!
 //! Invariants: no I/O, no clocks, no randomness of its own: bytes, `now` and
 //! an RNG are parameters. Nothing here panics on outside bytes.
 
+pub mod engine;
 pub mod link;
 pub mod noise;
 pub mod packet;

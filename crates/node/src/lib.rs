@@ -9,6 +9,7 @@
 pub mod api;
 pub mod config;
 pub mod fault;
+pub mod keys;
 pub mod random;
 pub mod start;
 pub mod store;

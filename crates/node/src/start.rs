@@ -1,9 +1,10 @@
 //! What the command line hands to the daemon when it starts, and what the
-//! daemon hands back once it serves. Data only; the daemon itself is elsewhere.
+//! daemon hands back once it serves.
 
 use std::net::IpAddr;
 
 use tokio::sync::oneshot;
+pub use warren_os::process::{Detached, Readiness, ReadinessReport, detach};
 use warren_types::{NetworkName, NodeName};
 
 use crate::api::EventLog;
@@ -36,6 +37,9 @@ pub struct Start {
     /// Answered once: when interface, socket and API are up. Dropped without an
     /// answer when the start fails (the daemon's result then says why).
     pub ready: oneshot::Sender<Ready>,
+    /// Resolves (also by being dropped) when the daemon shall stop: a signal
+    /// came. The daemon then ends as after `POST /v1/shutdown`.
+    pub stop: oneshot::Receiver<()>,
 }
 
 /// The daemon serves.
@@ -70,3 +74,12 @@ pub enum Outcome {
 
 /// How the daemon ends: `Ok` after a requested stop.
 pub type Ended = Result<(), Fault>;
+
+/// Runs the daemon to its end.
+///
+/// # Errors
+/// Why it could not start or had to end.
+#[expect(clippy::unused_async, reason = "the signature is the daemon's")]
+pub async fn run(_start: Start) -> Ended {
+    Err(Fault::new(crate::fault::FaultKind::Internal, "this build of Warren has no daemon"))
+}

@@ -392,6 +392,11 @@ impl Store {
     }
 }
 
+/// True when `dir` holds a node's identity, joined or not.
+pub fn holds_state(dir: &Path) -> bool {
+    dir.join(NODE_KEY).exists() || dir.join(NETWORK).exists()
+}
+
 /// Removes the state of a node that has left; see [`Store::wipe`].
 ///
 /// # Errors

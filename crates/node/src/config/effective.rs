@@ -1,5 +1,5 @@
-//! `warren config show --effective`: the configuration in force, as a file
-//! that could be used, with the origin of each value. It holds no secrets:
+//! `warren config show`: the configuration in force, as a file that could be
+//! used, with the origin of each value. It holds no secrets:
 //! the pre-shared key is only named by its path.
 
 use std::fmt::{Display, Write};
@@ -8,6 +8,20 @@ use std::num::NonZeroUsize;
 use super::{Auth, Config, Endpoint, Source};
 
 impl Config {
+    /// Only what the file or the command line set, as TOML with its origin.
+    pub fn render_set(&self, cores: usize) -> String {
+        let all = self.render_effective(cores);
+        let mut out = String::new();
+        for block in all.split("\n\n") {
+            let set: Vec<&str> = block.lines().filter(|l| !l.contains(" # default")).collect();
+            // A block of its heading alone says nothing.
+            if set.iter().any(|l| l.contains(" = ")) {
+                let _ = writeln!(out, "{}", set.join("\n"));
+            }
+        }
+        out
+    }
+
     /// Renders the effective configuration as TOML with comments. `cores`: as
     /// many as the daemon would see, for the default number of workers.
     pub fn render_effective(&self, cores: usize) -> String {

@@ -1,0 +1,127 @@
+//! Events as sentences for people. One line per event, the past told in the
+//! order it happened; nothing is invented that the daemon did not report.
+
+use std::net::{IpAddr, SocketAddr};
+
+use warren_node::start::{Outcome, Ready};
+use warren_types::api::Event;
+
+/// What `up` and `join` print once the node serves. Exactly one line starts
+/// with `warren join`: the one to paste.
+pub(super) fn opening(ready: &Ready) -> String {
+    let Ready { node, network, addresses, outcome } = ready;
+    let here = format!("{node} ({})", listed(addresses));
+    match outcome {
+        Outcome::Created { code: Some(code) } => format!(
+            "Network {network} is up; this machine is {here}.\n\
+             On the second machine, run:\n\
+             \n\
+             warren join {code}\n\
+             \n\
+             The code admits one machine within 15 minutes; `warren invite` prints another.\n\
+             Waiting for the first machine.\n"
+        ),
+        Outcome::Created { code: None } => format!(
+            "Network {network} is up; this machine is {here}.\n\
+             Members named in the configuration connect by themselves.\n"
+        ),
+        Outcome::Joined => format!("Joined {network}; this machine is {here}.\n"),
+        Outcome::Restarted { admin } => {
+            let next = if *admin {
+                "`warren invite` admits another machine."
+            } else {
+                "`warren status` shows its peers."
+            };
+            format!("Back in {network}; this machine is {here}. {next}\n")
+        }
+    }
+}
+
+/// What to try once the first path is there.
+pub(super) fn hint(name: &str, address: IpAddr) -> String {
+    format!("Try it: ping {address} reaches {name}. `warren status` shows all peers.\n")
+}
+
+/// One event as a sentence without a line end.
+pub(super) fn line(event: &Event) -> String {
+    match event {
+        Event::Started { name, addresses } => format!("{name} serves ({})", listed(addresses)),
+        Event::NodeAdmitted { name } => format!("{name} joined"),
+        Event::PeerDiscovered { name } => format!("{name} is a member"),
+        Event::PathPromoted { name, path, endpoint, rtt_ms } => match rtt_ms {
+            Some(rtt) => format!("{name}: {path} {} by {}", millis(*rtt), plain(*endpoint)),
+            None => format!("{name}: {path} by {}", plain(*endpoint)),
+        },
+        Event::PeerUnreachable { name } => format!("{name} does not answer; trying again"),
+        Event::PeerRemoved { name, reason } => format!("{name} is gone: {reason}"),
+        Event::Refused { remote, reason } => format!("refused {}: {reason}", plain(*remote)),
+    }
+}
+
+/// An event with its time of day, UTC.
+pub(super) fn dated(at: f64, event: &Event) -> String {
+    let seconds = at.max(0.0) as u64 % 86_400;
+    let (h, m, s) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{h:02}:{m:02}:{s:02}Z {}", line(event))
+}
+
+/// Milliseconds with as many digits as matter.
+pub(super) fn millis(ms: f64) -> String {
+    match ms {
+        ms if ms < 10.0 => format!("{ms:.1} ms"),
+        ms => format!("{ms:.0} ms"),
+    }
+}
+
+/// IPv4 as IPv4, also when a dual-stack socket saw it.
+pub(super) fn plain(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Addresses separated by commas.
+pub(super) fn listed(addresses: &[IpAddr]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ready(outcome: Outcome) -> Ready {
+        Ready {
+            node: "gpu-1".parse().unwrap(),
+            network: "lab".parse().unwrap(),
+            addresses: vec!["100.64.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+            outcome,
+        }
+    }
+
+    #[test]
+    fn a_new_network_prints_exactly_one_line_to_paste() {
+        let text = opening(&ready(Outcome::Created { code: Some("warren1abc".into()) }));
+        let paste: Vec<&str> = text.lines().filter(|l| l.contains("warren join")).collect();
+        assert_eq!(paste, ["warren join warren1abc"]);
+        assert!(text.contains("100.64.0.1, fd00::1"));
+        for outcome in [
+            Outcome::Created { code: None },
+            Outcome::Joined,
+            Outcome::Restarted { admin: true },
+            Outcome::Restarted { admin: false },
+        ] {
+            assert!(!opening(&ready(outcome)).contains("warren join"));
+        }
+    }
+
+    #[test]
+    fn events_read_like_a_story() {
+        let path = Event::PathPromoted {
+            name: "gpu-2".into(),
+            path: "direct".into(),
+            endpoint: "[::ffff:192.0.2.7]:9277".parse().unwrap(),
+            rtt_ms: Some(0.42),
+        };
+        assert_eq!(line(&path), "gpu-2: direct 0.4 ms by 192.0.2.7:9277");
+        let joined = Event::NodeAdmitted { name: "gpu-2".into() };
+        assert_eq!(dated(86_400.0 + 3_661.5, &joined), "01:01:01Z gpu-2 joined");
+    }
+}

@@ -6,12 +6,20 @@
 //! - [`peer`]: what workers need of one peer: endpoint, current session, limits,
 //!   traffic counters.
 //! - [`tables`]: destination address to peer, receiver index to session.
+//! - [`transmit`], [`receive`]: the fast path itself, batch by batch: pure
+//!   functions over the above, with [`event`] for what comes out of them.
+//! - [`outbound`], [`seal`]: what both use to send.
 //!
 //! Ownership: the engine alone creates sessions and publishes tables; workers
 //! only read them, add to counters, and move a peer's endpoint when it roams.
 
+pub mod event;
 pub mod frame;
+pub mod outbound;
 pub mod peer;
+pub mod receive;
 pub mod replay;
+pub mod seal;
 pub mod session;
 pub mod tables;
+pub mod transmit;

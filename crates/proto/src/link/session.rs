@@ -192,6 +192,31 @@ impl SendSession {
     }
 }
 
+impl SendSession {
+    /// Seals `text` into `message`, which is `header 16 | ciphertext | tag 16`
+    /// and exactly `text.len() + OVERHEAD` long. `counter` as for [`Self::seal`].
+    pub fn seal_from(&self, text: &[u8], message: &mut [u8], flags: u8, counter: u64) {
+        let (header, rest) =
+            message.split_first_chunk_mut::<HEADER_LEN>().expect("room for the header");
+        let (text_out, tag_out) = rest.split_at_mut(text.len());
+        write_header(header, self.suite, flags, self.receiver, counter);
+        let aad: &[u8] = match self.suite {
+            Suite::Aes256Gcm => &header[..],
+            Suite::ChaCha20Poly1305 => &[],
+        };
+        self.key
+            .seal_out_of_place_scatter(
+                nonce(self.suite, counter),
+                Aad::from(aad),
+                text,
+                text_out,
+                &[],
+                tag_out,
+            )
+            .expect("the lengths agree and are far below the AEAD's limit");
+    }
+}
+
 impl std::fmt::Debug for SendSession {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "SendSession({}, {:#x}, key redacted)", self.suite, self.receiver)

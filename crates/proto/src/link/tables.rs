@@ -55,6 +55,11 @@ impl Routes {
         self.lookup(source).is_some_and(|owner| Arc::ptr_eq(owner, peer))
     }
 
+    /// Our own first overlay address of a family, the source of ICMP answers.
+    pub fn local_address(&self, v6: bool) -> Option<IpAddr> {
+        self.local.iter().copied().find(|address| address.is_ipv6() == v6)
+    }
+
     /// True for one of our own overlay addresses.
     pub fn is_local(&self, address: IpAddr) -> bool {
         self.local.contains(&address)

@@ -116,6 +116,11 @@ impl Segments {
         self.len_of(0)
     }
 
+    /// Bytes of all packets together.
+    pub fn total_bytes(&self) -> u64 {
+        (self.header_len * self.count + self.payload) as u64
+    }
+
     /// True for a TCP packet or super-packet.
     pub fn is_tcp(&self) -> bool {
         matches!(self.transport, Some(Transport::Tcp { .. })) && self.ip.fragment == Fragment::No
@@ -130,9 +135,15 @@ impl Segments {
         self.header_len + self.payload.saturating_sub(index * self.size).min(self.size)
     }
 
+    /// Where packet `index` stands in the frame once built.
+    #[inline]
+    pub fn range_of(&self, index: usize) -> std::ops::Range<usize> {
+        let start = if self.header_len == 0 { 0 } else { index * self.size };
+        start..start + self.len_of(index)
+    }
+
     /// Builds packet `index` and returns where in `packet` it is. To be called
-    /// in ascending order (a packet may be built again until the next one is);
-    /// `packet` is the planned frame.
+    /// once for each, in ascending order; `packet` is the planned frame.
     #[inline]
     pub fn build(&self, index: usize, packet: &mut [u8]) -> std::ops::Range<usize> {
         if self.header_len == 0 {
@@ -143,8 +154,7 @@ impl Segments {
             }
             return 0..self.payload;
         }
-        let start = index * self.size;
-        let range = start..start + self.len_of(index);
+        let range = self.range_of(index);
         let one = &mut packet[range.clone()];
         self.write_headers(index, one);
         range

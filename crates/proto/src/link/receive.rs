@@ -1,0 +1,345 @@
+//! From the network: trains of datagrams are sorted by their first byte;
+//! transport messages are opened, checked and delivered to the TUN, or sealed
+//! again for the peer they are for.
+//!
+//! Invariant: nothing of a datagram reaches the TUN or another peer before it
+//! authenticated, passed the replay window, and came from an address its
+//! sender may use.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use warren_types::DropReason;
+
+use super::event::{Outputs, ToEngine};
+use super::outbound::{Fate, Outbound, REJECT_AFTER_MS, single};
+use super::peer::PeerLink;
+use super::session::{
+    FLAG_CHECKSUM_PARTIAL, Header, OVERHEAD, RecvSession, TYPE_TRANSPORT_AES,
+    TYPE_TRANSPORT_WIREGUARD,
+};
+use super::tables::{Routes, Tables};
+use super::transmit::{AnswerLimit, TAIL_ROOM};
+use crate::noise::{MacKey, mac1_ok};
+use crate::packet::gather::{Gather, Limits};
+use crate::packet::icmp::{self, Answer};
+use crate::packet::ip::Ip;
+use crate::packet::rewrite;
+
+/// Packets up to this size are looked at for a TCP SYN.
+const SMALL_PACKET: usize = 128;
+
+/// Where a packet goes.
+#[derive(Debug, Clone)]
+enum Verdict {
+    Deliver,
+    Forward(Arc<PeerLink>),
+    Refuse(DropReason),
+}
+
+/// The last verdict, valid for one routing snapshot.
+#[derive(Debug)]
+struct Judged {
+    sender: Arc<PeerLink>,
+    addresses: [u8; 32],
+    len: usize,
+    verdict: Verdict,
+}
+
+/// One received train's fixed facts.
+#[derive(Debug, Clone, Copy)]
+struct Arrival {
+    from: SocketAddr,
+    tos: u8,
+    now_ms: u64,
+}
+
+/// Takes datagrams from the network. One per worker thread.
+#[derive(Debug)]
+pub struct Receiver {
+    gather: Gather,
+    outbound: Outbound,
+    routes: Option<Arc<Routes>>,
+    judged: Option<Judged>,
+    answers: AnswerLimit,
+}
+
+impl Receiver {
+    /// For a TUN that takes `limits`.
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            gather: Gather::new(limits),
+            outbound: Outbound::default(),
+            routes: None,
+            judged: None,
+            answers: AnswerLimit::default(),
+        }
+    }
+
+    /// Takes a train: `data`, cut every `segment` bytes, all from `from` with
+    /// the outer type of service `tos`. `mac_key` is our own, for handshakes.
+    #[allow(clippy::too_many_arguments, reason = "what a train is; a struct would only rename it")]
+    pub fn train(
+        &mut self,
+        io: &mut impl Outputs,
+        tables: &Tables,
+        mac_key: &MacKey,
+        from: SocketAddr,
+        tos: u8,
+        data: &[u8],
+        segment: usize,
+        now_ms: u64,
+    ) {
+        self.refresh(tables);
+        let arrival = Arrival { from, tos, now_ms };
+        let mut datagrams = data.chunks(segment.max(1)).peekable();
+        while let Some(datagram) = datagrams.next() {
+            match datagram.first().copied().unwrap_or(0) {
+                TYPE_TRANSPORT_WIREGUARD | TYPE_TRANSPORT_AES => {
+                    let Some(header) = Header::parse(datagram) else {
+                        io.dropped(DropReason::Malformed, 1);
+                        continue;
+                    };
+                    let Some(session) = tables.session(header.receiver) else {
+                        io.dropped(DropReason::UnknownSession, 1);
+                        continue;
+                    };
+                    self.session_run(io, &session, arrival, header, datagram, &mut datagrams);
+                }
+                1..=3 | 0x11..=0x13 => {
+                    if mac1_ok(mac_key, datagram) {
+                        io.engine(ToEngine::Handshake { from, data: datagram.to_vec() });
+                    } else {
+                        io.dropped(DropReason::BadMac, 1);
+                    }
+                }
+                64.. => io.engine(ToEngine::Quic { from, ecn: tos & 3, data: datagram.to_vec() }),
+                _ => io.dropped(DropReason::UnknownType, 1),
+            }
+        }
+    }
+
+    /// Writes and sends what is still open. To be called after each batch.
+    pub fn finish(&mut self, io: &mut impl Outputs) {
+        self.gather.finish(&mut |frame| io.tun(frame));
+        self.outbound.flush(io);
+    }
+
+    /// As [`Self::finish`], before a longer wait: forgets keys and peers too.
+    pub fn rest(&mut self, io: &mut impl Outputs) {
+        self.finish(io);
+        self.outbound.rest(io);
+        self.judged = None;
+        self.routes = None;
+    }
+
+    /// Opens `first` and those that follow it on the same session, with the
+    /// replay window locked once.
+    fn session_run<'a>(
+        &mut self,
+        io: &mut impl Outputs,
+        session: &Arc<RecvSession>,
+        arrival: Arrival,
+        first: Header,
+        first_datagram: &'a [u8],
+        rest: &mut std::iter::Peekable<std::slice::Chunks<'a, u8>>,
+    ) {
+        let peer = session.peer.clone();
+        let expired = arrival.now_ms.saturating_sub(session.created_ms) >= REJECT_AFTER_MS;
+        let (mut opened, mut packets, mut bytes) = (0u64, 0u64, 0u64);
+        let mut window = session.replay.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (mut header, mut datagram) = (first, first_datagram);
+        loop {
+            let refused = if expired {
+                Some(DropReason::SessionExpired)
+            } else if header.suite != session.suite() {
+                Some(DropReason::UnknownType)
+            } else if !window.would_accept(header.counter) {
+                Some(DropReason::Replay)
+            } else {
+                None
+            };
+            let len = datagram.len() - OVERHEAD;
+            match (refused, self.gather.slot(len)) {
+                (Some(reason), _) => {
+                    self.gather.cancel();
+                    io.dropped(reason, 1);
+                }
+                (None, None) => io.dropped(DropReason::Malformed, 1),
+                (None, Some(slot)) => {
+                    if session.open_into(&header, datagram, slot).is_err() {
+                        self.gather.cancel();
+                        io.dropped(DropReason::BadTag, 1);
+                    } else {
+                        window.accept(header.counter);
+                        opened += 1;
+                        let partial = header.flags & FLAG_CHECKSUM_PARTIAL != 0;
+                        if let Some(size) = self.opened(io, &peer, arrival, len, partial) {
+                            packets += 1;
+                            bytes += size as u64;
+                        }
+                    }
+                }
+            }
+            let next = rest.peek().and_then(|next| Some((Header::parse(next)?, *next)));
+            match next {
+                Some((next_header, next_datagram)) if next_header.receiver == header.receiver => {
+                    (header, datagram) = (next_header, next_datagram);
+                    rest.next();
+                }
+                _ => break,
+            }
+        }
+        drop(window);
+        if opened == 0 {
+            return;
+        }
+        peer.last_rx_ms.store(arrival.now_ms, Ordering::Relaxed);
+        if packets > 0 {
+            peer.note_received(packets, bytes, arrival.now_ms);
+        }
+        if !session.confirmed.swap(true, Ordering::AcqRel) {
+            io.engine(ToEngine::Confirmed { session: session.clone() });
+        }
+        if peer.roam(arrival.from) {
+            io.engine(ToEngine::Roamed { peer, to: arrival.from });
+        }
+    }
+
+    /// An authenticated payload of `len` bytes is in the slot. Returns the
+    /// packet's size when it was delivered or forwarded.
+    fn opened(
+        &mut self,
+        io: &mut impl Outputs,
+        peer: &Arc<PeerLink>,
+        arrival: Arrival,
+        len: usize,
+        partial: bool,
+    ) -> Option<usize> {
+        let packet = self.gather.packet_mut(len);
+        let reason = match packet.first() {
+            // A keepalive.
+            None => {
+                self.gather.cancel();
+                return None;
+            }
+            Some(kind) if *kind < 0x10 && peer.is_warren => {
+                let data = packet.to_vec();
+                self.gather.cancel();
+                io.engine(ToEngine::LinkFrame { peer: peer.clone(), from: arrival.from, data });
+                return None;
+            }
+            Some(_) => match Ip::parse(packet) {
+                Some(ip) => match self.judge(peer, &ip, len) {
+                    Verdict::Deliver => {
+                        let mtu = peer.path_mtu.load(Ordering::Relaxed) as usize;
+                        let packet = self.gather.packet_mut(len);
+                        rewrite::apply_outer_ecn(&ip, packet, arrival.tos);
+                        if ip.total_len <= SMALL_PACKET {
+                            rewrite::clamp_mss(&ip, packet, mtu, partial);
+                        }
+                        self.gather.accept(&ip, partial, &mut |frame| io.tun(frame));
+                        return Some(ip.total_len);
+                    }
+                    Verdict::Forward(to) => {
+                        self.forward(io, peer, &to, &ip, arrival, partial);
+                        self.gather.cancel();
+                        return Some(ip.total_len);
+                    }
+                    Verdict::Refuse(reason) => reason,
+                },
+                None => DropReason::Malformed,
+            },
+        };
+        self.gather.cancel();
+        io.dropped(reason, 1);
+        None
+    }
+
+    fn judge(&mut self, sender: &Arc<PeerLink>, ip: &Ip, len: usize) -> Verdict {
+        let packet = self.gather.packet_mut(len);
+        let bytes = ip.addresses(packet);
+        if let Some(judged) = &self.judged
+            && judged.len == bytes.len()
+            && judged.addresses[..judged.len] == *bytes
+            && Arc::ptr_eq(&judged.sender, sender)
+        {
+            return judged.verdict.clone();
+        }
+        let mut addresses = [0; 32];
+        addresses[..bytes.len()].copy_from_slice(bytes);
+        let count = bytes.len();
+        let Some(routes) = &self.routes else { return Verdict::Refuse(DropReason::NoRoute) };
+        let destination = ip.destination(packet);
+        let verdict = if !routes.source_allowed(sender, ip.source(packet)) {
+            Verdict::Refuse(DropReason::SourceNotAllowed)
+        } else if routes.is_local(destination) {
+            Verdict::Deliver
+        } else {
+            match routes.lookup(destination) {
+                // Back where it came from: the two routing tables disagree.
+                Some(owner) if Arc::ptr_eq(owner, sender) => Verdict::Refuse(DropReason::NoRoute),
+                Some(owner) => Verdict::Forward(owner.clone()),
+                None => Verdict::Deliver,
+            }
+        };
+        self.judged = Some(Judged {
+            sender: sender.clone(),
+            addresses,
+            len: count,
+            verdict: verdict.clone(),
+        });
+        verdict
+    }
+
+    fn forward(
+        &mut self,
+        io: &mut impl Outputs,
+        sender: &Arc<PeerLink>,
+        to: &Arc<PeerLink>,
+        ip: &Ip,
+        arrival: Arrival,
+        partial: bool,
+    ) {
+        let buffer = self.gather.packet_mut(ip.total_len + TAIL_ROOM);
+        let Some(packet) = buffer.get_mut(..ip.total_len) else { return };
+        rewrite::apply_outer_ecn(ip, packet, arrival.tos);
+        let fate = if rewrite::decrement_hop_limit(ip, packet) {
+            let vnet = single(packet, partial);
+            self.outbound.send(io, to, &vnet, buffer, ip.total_len, arrival.now_ms)
+        } else {
+            Fate::Dropped(DropReason::HopLimit)
+        };
+        let (reason, answer) = match fate {
+            Fate::Sent | Fate::Staged => return,
+            Fate::TooBig(mtu) => (DropReason::TooBig, Some(Answer::TooBig(mtu))),
+            Fate::Dropped(reason @ DropReason::NoEndpoint) => {
+                (reason, Some(Answer::HostUnreachable))
+            }
+            Fate::Dropped(reason @ DropReason::HopLimit) => {
+                (reason, Some(Answer::HopLimitExceeded))
+            }
+            Fate::Dropped(reason) => (reason, None),
+        };
+        io.dropped(reason, 1);
+        let from = self.routes.as_ref().and_then(|routes| routes.local_address(ip.v6));
+        if let Some(answer) = answer
+            && self.answers.allow(arrival.now_ms)
+            && let Some(mut reply) = icmp::answer(ip, buffer, from, answer)
+        {
+            let len = reply.len();
+            reply.resize(len + TAIL_ROOM, 0);
+            let vnet = single(&reply[..len], false);
+            self.outbound.send(io, sender, &vnet, &mut reply, len, arrival.now_ms);
+        }
+    }
+
+    fn refresh(&mut self, tables: &Tables) {
+        let current = tables.routes.load();
+        if !self.routes.as_ref().is_some_and(|routes| Arc::ptr_eq(routes, &current)) {
+            self.routes = Some(current.clone());
+            self.judged = None;
+        }
+    }
+}

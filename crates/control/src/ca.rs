@@ -126,12 +126,7 @@ impl Authority {
         params.not_after = datetime(not_after)?;
         params.serial_number = Some(serial(rng));
         let certificate = params.self_signed(&key)?.der().to_vec();
-        Ok(Self {
-            key,
-            certificate,
-            network: network.clone(),
-            not_after,
-        })
+        Ok(Self { key, certificate, network: network.clone(), not_after })
     }
 
     /// Takes up an existing CA.
@@ -148,12 +143,7 @@ impl Authority {
         if id != key.id() {
             return Err(IssueError::KeyMismatch);
         }
-        Ok(Self {
-            key,
-            certificate,
-            network: network.clone(),
-            not_after,
-        })
+        Ok(Self { key, certificate, network: network.clone(), not_after })
     }
 
     /// The root certificate, DER.
@@ -201,28 +191,19 @@ impl Authority {
         params.serial_number = Some(serial(rng));
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         let uri = format!("spiffe://{}/node/{}", self.network, request.name);
         params.subject_alt_names = vec![SanType::URI(
-            uri.try_into()
-                .map_err(|e: rcgen::Error| IssueError::Encoding(e.to_string()))?,
+            uri.try_into().map_err(|e: rcgen::Error| IssueError::Encoding(e.to_string()))?,
         )];
-        params.subject_alt_names.extend(
-            request
-                .addresses
-                .iter()
-                .map(|address| SanType::IpAddress(*address)),
-        );
+        params
+            .subject_alt_names
+            .extend(request.addresses.iter().map(|address| SanType::IpAddress(*address)));
         let issuer_params = ca_params(&self.network);
         let issuer = Issuer::from_params(&issuer_params, &self.key);
-        Ok(params
-            .signed_by(&SubjectKey(request.id), &issuer)?
-            .der()
-            .to_vec())
+        Ok(params.signed_by(&SubjectKey(request.id), &issuer)?.der().to_vec())
     }
 }
 
@@ -242,9 +223,7 @@ pub fn self_signed(
     params.not_after = datetime(now.saturating_add(CA_CERTIFICATE_LIFE))?;
     params.serial_number = Some(serial(rng));
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![
-        ExtendedKeyUsagePurpose::ServerAuth,
-        ExtendedKeyUsagePurpose::ClientAuth,
-    ];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     Ok(params.self_signed(key)?.der().to_vec())
 }

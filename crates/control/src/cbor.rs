@@ -33,9 +33,7 @@ pub(crate) fn from_slice<'b, T: minicbor::Decode<'b, ()>>(
 }
 
 fn exact<const N: usize>(d: &mut Decoder<'_>) -> Result<[u8; N], DecodeError> {
-    d.bytes()?
-        .try_into()
-        .map_err(|_| DecodeError::message("wrong length"))
+    d.bytes()?.try_into().map_err(|_| DecodeError::message("wrong length"))
 }
 
 macro_rules! fixed_bytes {
@@ -57,20 +55,9 @@ macro_rules! fixed_bytes {
     };
 }
 
-fixed_bytes!(node_id, warren_types::NodeId, warren_types::NodeId, |v| &v
-    .0);
-fixed_bytes!(
-    network_id,
-    warren_types::NetworkId,
-    warren_types::NetworkId,
-    |v| &v.0
-);
-fixed_bytes!(
-    link_key,
-    warren_types::LinkPublicKey,
-    warren_types::LinkPublicKey,
-    |v| &v.0
-);
+fixed_bytes!(node_id, warren_types::NodeId, warren_types::NodeId, |v| &v.0);
+fixed_bytes!(network_id, warren_types::NetworkId, warren_types::NetworkId, |v| &v.0);
+fixed_bytes!(link_key, warren_types::LinkPublicKey, warren_types::LinkPublicKey, |v| &v.0);
 
 macro_rules! text {
     ($module:ident, $type:ty) => {

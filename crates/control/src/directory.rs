@@ -168,11 +168,7 @@ impl Directory {
         now: u64,
     ) -> Result<Option<Vec<DirectoryChange>>, ApplyError> {
         let (id, sequence) = signed.peek()?;
-        if self
-            .nodes
-            .get(&id)
-            .is_some_and(|e| e.descriptor.body.sequence >= sequence)
-        {
+        if self.nodes.get(&id).is_some_and(|e| e.descriptor.body.sequence >= sequence) {
             return Ok(None);
         }
         let descriptor =
@@ -187,28 +183,16 @@ impl Directory {
         if !descriptor.body.left {
             let taken = keys().find_map(|k| self.link_keys.get(&k).filter(|o| **o != id));
             if let Some(winner) = taken {
-                return Err(ApplyError::LinkKeyTaken {
-                    winner: *winner,
-                    loser: id,
-                });
+                return Err(ApplyError::LinkKeyTaken { winner: *winner, loser: id });
             }
         }
         let mut touched = self.retract(id);
         let old = self.nodes.remove(&id).and_then(|e| e.view);
         if descriptor.body.left {
-            self.nodes.insert(
-                id,
-                Entry {
-                    descriptor,
-                    view: None,
-                },
-            );
+            self.nodes.insert(id, Entry { descriptor, view: None });
             let mut changes = Vec::new();
             if let Some(view) = old {
-                changes.push(DirectoryChange::Removed {
-                    view,
-                    reason: RemovalReason::Left,
-                });
+                changes.push(DirectoryChange::Removed { view, reason: RemovalReason::Left });
             }
             self.refresh(&touched, &mut changes);
             return Ok(Some(changes));
@@ -217,13 +201,7 @@ impl Directory {
             self.link_keys.insert(key, id);
         }
         touched.extend(self.claim(id, &descriptor));
-        self.nodes.insert(
-            id,
-            Entry {
-                descriptor,
-                view: None,
-            },
-        );
+        self.nodes.insert(id, Entry { descriptor, view: None });
         let view = Arc::new(self.compute(id));
         let mut changes = Vec::new();
         self.note_conflicts(&view, &mut changes);
@@ -252,10 +230,7 @@ impl Directory {
         &mut self,
         record: SignedRevocation,
     ) -> Result<Option<Vec<DirectoryChange>>, RevocationError> {
-        let ca = self
-            .membership
-            .revocation_key()
-            .ok_or(RevocationError::BadSignature)?;
+        let ca = self.membership.revocation_key().ok_or(RevocationError::BadSignature)?;
         let Some(node) = self.revoked.insert(record, ca, self.network)? else {
             return Ok(None);
         };
@@ -273,10 +248,7 @@ impl Directory {
             })
             .map(|(id, _)| *id)
             .collect();
-        ended
-            .into_iter()
-            .flat_map(|id| self.remove(id, RemovalReason::Expired))
-            .collect()
+        ended.into_iter().flat_map(|id| self.remove(id, RemovalReason::Expired)).collect()
     }
 
     /// Seconds since 1970 at which [`Directory::expire`] has something to do.
@@ -284,10 +256,7 @@ impl Directory {
         self.nodes
             .values()
             .map(|e| {
-                e.descriptor
-                    .body
-                    .expires
-                    .min(e.descriptor.certificate_expires.unwrap_or(u64::MAX))
+                e.descriptor.body.expires.min(e.descriptor.certificate_expires.unwrap_or(u64::MAX))
             })
             .min()
     }
@@ -340,9 +309,7 @@ impl Directory {
     /// True when any node or client goes by the name.
     pub fn has_name(&self, name: &NodeName) -> bool {
         self.names.contains_key(name)
-            || self
-                .views()
-                .any(|v| v.name == *name || v.clients.iter().any(|c| c.name == *name))
+            || self.views().any(|v| v.name == *name || v.clients.iter().any(|c| c.name == *name))
     }
 
     /// Checks a chain that TLS delivered.
@@ -430,12 +397,8 @@ impl Directory {
                 .parse()
                 .unwrap_or_else(|_| body.name.clone())
         };
-        let addresses: Vec<IpAddr> = body
-            .addresses
-            .iter()
-            .copied()
-            .filter(|a| self.holds((false, id), *a))
-            .collect();
+        let addresses: Vec<IpAddr> =
+            body.addresses.iter().copied().filter(|a| self.holds((false, id), *a)).collect();
         let clients = body
             .clients
             .iter()
@@ -449,12 +412,7 @@ impl Directory {
                 ..c.clone()
             })
             .collect();
-        NodeView {
-            name,
-            addresses,
-            clients,
-            descriptor,
-        }
+        NodeView { name, addresses, clients, descriptor }
     }
 
     fn note_conflicts(&self, view: &NodeView, changes: &mut Vec<DirectoryChange>) {
@@ -465,22 +423,14 @@ impl Directory {
         {
             for loser in set.iter().skip(1).filter(|l| **l == id || *winner == id) {
                 let claim = Claim::Name(body.name.clone());
-                changes.push(DirectoryChange::Conflict {
-                    claim,
-                    winner: *winner,
-                    loser: *loser,
-                });
+                changes.push(DirectoryChange::Conflict { claim, winner: *winner, loser: *loser });
             }
         }
         for (_, address) in address_claims(id, &view.descriptor) {
             if let Some(set) = self.addresses.get(&address)
                 && let Some((_, winner)) = set.first()
             {
-                for (_, loser) in set
-                    .iter()
-                    .skip(1)
-                    .filter(|(_, l)| *l == id || *winner == id)
-                {
+                for (_, loser) in set.iter().skip(1).filter(|(_, l)| *l == id || *winner == id) {
                     let claim = Claim::Address(address);
                     changes.push(DirectoryChange::Conflict {
                         claim,
@@ -511,11 +461,7 @@ impl Directory {
 }
 
 fn address_claims(id: NodeId, descriptor: &Descriptor) -> impl Iterator<Item = (Claimant, IpAddr)> {
-    let own = descriptor
-        .body
-        .addresses
-        .iter()
-        .map(move |a| ((false, id), *a));
+    let own = descriptor.body.addresses.iter().map(move |a| ((false, id), *a));
     let clients = descriptor
         .body
         .clients
@@ -585,10 +531,7 @@ mod tests {
         assert!(matches!(changes[..], [DirectoryChange::Added(_)]));
         assert_eq!(directory.apply(&signed(&a, "old", 1), NOW), Ok(None));
         assert_eq!(directory.apply(&signed(&a, "a", 2), NOW), Ok(None));
-        let changes = directory
-            .apply(&signed(&a, "new", 3), NOW)
-            .unwrap()
-            .unwrap();
+        let changes = directory.apply(&signed(&a, "new", 3), NOW).unwrap().unwrap();
         assert!(matches!(changes[..], [DirectoryChange::Updated(_)]));
         assert_eq!(directory.get(a.id()).unwrap().name.as_str(), "new");
         assert!(!directory.has_name(&"a".parse().unwrap()));
@@ -601,10 +544,7 @@ mod tests {
         for order in [[small, large], [large, small]] {
             let mut directory = Directory::new(net(), psk());
             directory.apply(&signed(order[0], "same", 1), NOW).unwrap();
-            let changes = directory
-                .apply(&signed(order[1], "same", 1), NOW)
-                .unwrap()
-                .unwrap();
+            let changes = directory.apply(&signed(order[1], "same", 1), NOW).unwrap().unwrap();
             assert!(changes.iter().any(|c| matches!(
                 c,
                 DirectoryChange::Conflict { claim: Claim::Name(_), winner, loser }
@@ -616,17 +556,11 @@ mod tests {
             // When the winner leaves, the other gets the name back.
             let mut bye = body(small, "same", 9);
             bye.left = true;
-            let changes = directory
-                .apply(&bye.sign(small, &psk()), NOW)
-                .unwrap()
-                .unwrap();
+            let changes = directory.apply(&bye.sign(small, &psk()), NOW).unwrap().unwrap();
             assert!(matches!(
                 changes[..],
                 [
-                    DirectoryChange::Removed {
-                        reason: RemovalReason::Left,
-                        ..
-                    },
+                    DirectoryChange::Removed { reason: RemovalReason::Left, .. },
                     DirectoryChange::Updated(_)
                 ]
             ));
@@ -657,10 +591,7 @@ mod tests {
         thief.link_key = LinkPublicKey(a.id().0);
         assert_eq!(
             directory.apply(&thief.sign(&b, &psk()), NOW),
-            Err(ApplyError::LinkKeyTaken {
-                winner: a.id(),
-                loser: b.id()
-            })
+            Err(ApplyError::LinkKeyTaken { winner: a.id(), loser: b.id() })
         );
         let mut thief = body(&b, "b", 1);
         thief.clients.push(ClientRecord {
@@ -688,20 +619,12 @@ mod tests {
         for node_first in [true, false] {
             let mut directory = Directory::new(net(), psk());
             let (node, holder) = (node.sign(&a, &psk()), holder.sign(&b, &psk()));
-            let order = if node_first {
-                [&node, &holder]
-            } else {
-                [&holder, &node]
-            };
+            let order = if node_first { [&node, &holder] } else { [&holder, &node] };
             for descriptor in order {
                 directory.apply(descriptor, NOW).unwrap();
             }
             assert!(directory.get(a.id()).unwrap().addresses.contains(&address));
-            assert!(
-                directory.get(b.id()).unwrap().clients[0]
-                    .addresses
-                    .is_empty()
-            );
+            assert!(directory.get(b.id()).unwrap().clients[0].addresses.is_empty());
         }
     }
 
@@ -732,10 +655,7 @@ mod tests {
             name: body.name.clone(),
             addresses: body.addresses.clone(),
         };
-        body.chain = vec![
-            ca.issue_for(&request, NOW, 3600, &mut TestRng::new(60))
-                .unwrap(),
-        ];
+        body.chain = vec![ca.issue_for(&request, NOW, 3600, &mut TestRng::new(60)).unwrap()];
         body
     }
 
@@ -747,18 +667,10 @@ mod tests {
         let good = certified_body(&ca, network, &a, "a");
         let mut other_name = good.clone();
         other_name.name = "b".parse().unwrap();
-        assert!(
-            directory
-                .apply(&other_name.sign(&a, &membership), NOW)
-                .is_err()
-        );
+        assert!(directory.apply(&other_name.sign(&a, &membership), NOW).is_err());
         let mut other_address = good.clone();
         other_address.addresses.push("100.64.0.9".parse().unwrap());
-        assert!(
-            directory
-                .apply(&other_address.sign(&a, &membership), NOW)
-                .is_err()
-        );
+        assert!(directory.apply(&other_address.sign(&a, &membership), NOW).is_err());
         let thief = key(3);
         let mut stolen = good.clone();
         stolen.node = thief.id();
@@ -775,10 +687,7 @@ mod tests {
         let changes = directory.revoke(record.clone()).unwrap().unwrap();
         assert!(matches!(
             changes[..],
-            [DirectoryChange::Removed {
-                reason: RemovalReason::Revoked,
-                ..
-            }]
+            [DirectoryChange::Removed { reason: RemovalReason::Revoked, .. }]
         ));
         assert_eq!(directory.revoke(record), Ok(None));
         let mut newer = good.clone();
@@ -792,20 +701,12 @@ mod tests {
         let (ca, membership, network) = certified();
         let a = key(1);
         let mut directory = Directory::new(network, membership.clone());
-        directory
-            .apply(
-                &certified_body(&ca, network, &a, "a").sign(&a, &membership),
-                NOW,
-            )
-            .unwrap();
+        directory.apply(&certified_body(&ca, network, &a, "a").sign(&a, &membership), NOW).unwrap();
         assert_eq!(directory.next_expiry(), Some(NOW + 3600));
         assert!(directory.expire(NOW + 3599).is_empty());
         assert!(matches!(
             directory.expire(NOW + 3600)[..],
-            [DirectoryChange::Removed {
-                reason: RemovalReason::Expired,
-                ..
-            }]
+            [DirectoryChange::Removed { reason: RemovalReason::Expired, .. }]
         ));
     }
 

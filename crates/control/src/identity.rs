@@ -56,16 +56,8 @@ impl IdentityKey {
     /// Only if the cryptographic library cannot work at all.
     pub fn from_seed(seed: &[u8; 32]) -> Result<Self, IdentityError> {
         let pair = Ed25519KeyPair::from_seed_unchecked(seed).map_err(|_| IdentityError::Refused)?;
-        let public = pair
-            .public_key()
-            .as_ref()
-            .try_into()
-            .map_err(|_| IdentityError::Refused)?;
-        Ok(Self {
-            pair,
-            seed: Zeroizing::new(*seed),
-            id: NodeId(public),
-        })
+        let public = pair.public_key().as_ref().try_into().map_err(|_| IdentityError::Refused)?;
+        Ok(Self { pair, seed: Zeroizing::new(*seed), id: NodeId(public) })
     }
 
     /// Parses a PKCS #8 document (RFC 5958, version 1 or 2).
@@ -78,10 +70,7 @@ impl IdentityKey {
         let pair = pair.map_err(|_| IdentityError::NotPkcs8)?;
         let seed = pair.seed().map_err(|_| IdentityError::NotPkcs8)?;
         let seed = seed.as_be_bytes().map_err(|_| IdentityError::NotPkcs8)?;
-        let bytes: &[u8; 32] = seed
-            .as_ref()
-            .try_into()
-            .map_err(|_| IdentityError::NotPkcs8)?;
+        let bytes: &[u8; 32] = seed.as_ref().try_into().map_err(|_| IdentityError::NotPkcs8)?;
         Self::from_seed(bytes)
     }
 
@@ -122,9 +111,7 @@ fn labelled(label: &str, body: &[u8]) -> Vec<u8> {
 /// True when `signature` is `id`'s over `label || 0x00 || body`. Non-canonical
 /// signatures (S not below the group order) are refused, as RFC 8032 demands.
 pub fn verify(id: NodeId, label: &str, body: &[u8], signature: &[u8]) -> bool {
-    UnparsedPublicKey::new(&ED25519, id.0)
-        .verify(&labelled(label, body), signature)
-        .is_ok()
+    UnparsedPublicKey::new(&ED25519, id.0).verify(&labelled(label, body), signature).is_ok()
 }
 
 impl rcgen::PublicKeyData for IdentityKey {

@@ -141,9 +141,7 @@ impl JoinCode {
         payload.extend_from_slice(&body);
         let sum = checksum(&payload);
         payload.extend_from_slice(&sum);
-        let text = data_encoding::BASE32_NOPAD
-            .encode(&payload)
-            .to_ascii_lowercase();
+        let text = data_encoding::BASE32_NOPAD.encode(&payload).to_ascii_lowercase();
         format!("{PREFIX}{VERSION}{text}")
     }
 
@@ -160,30 +158,18 @@ impl JoinCode {
             .collect();
         let rest = strip_prefix(&compact)?;
         let offset = PREFIX.len() + 1;
-        if let Some((at, found)) = rest
-            .iter()
-            .enumerate()
-            .find(|(_, c)| !matches!(c, 'a'..='z' | '2'..='7'))
+        if let Some((at, found)) =
+            rest.iter().enumerate().find(|(_, c)| !matches!(c, 'a'..='z' | '2'..='7'))
         {
-            return Err(JoinCodeError::WrongCharacter {
-                found: *found,
-                position: offset + at + 1,
-            });
+            return Err(JoinCodeError::WrongCharacter { found: *found, position: offset + at + 1 });
         }
         let value = |c: char| {
-            if c.is_ascii_lowercase() {
-                c as u32 - 97
-            } else {
-                c as u32 - 24
-            }
+            if c.is_ascii_lowercase() { c as u32 - 97 } else { c as u32 - 24 }
         };
         // The first four characters hold 20 bits; the first 16 are the length.
         let have = offset + rest.len();
         let Some(head) = rest.get(..4) else {
-            return Err(JoinCodeError::Truncated {
-                have,
-                want: offset + chars_for(2 + CHECKSUM),
-            });
+            return Err(JoinCodeError::Truncated { have, want: offset + chars_for(2 + CHECKSUM) });
         };
         let length = head.iter().fold(0, |n, c| (n << 5) | value(*c)) >> 4;
         let want = offset + chars_for(2 + length as usize + CHECKSUM);
@@ -197,9 +183,8 @@ impl JoinCode {
         let bytes = data_encoding::BASE32_NOPAD
             .decode(upper.as_bytes())
             .map_err(|_| JoinCodeError::Mistyped)?;
-        let (payload, sum) = bytes
-            .split_at_checked(bytes.len() - CHECKSUM)
-            .ok_or(JoinCodeError::Mistyped)?;
+        let (payload, sum) =
+            bytes.split_at_checked(bytes.len() - CHECKSUM).ok_or(JoinCodeError::Mistyped)?;
         if sum != checksum(payload) {
             return Err(JoinCodeError::Mistyped);
         }
@@ -208,9 +193,7 @@ impl JoinCode {
             return Err(JoinCodeError::Malformed);
         }
         if now >= code.expires {
-            return Err(JoinCodeError::Expired {
-                minutes: (now - code.expires) / 60,
-            });
+            return Err(JoinCodeError::Expired { minutes: (now - code.expires) / 60 });
         }
         Ok(code)
     }
@@ -238,10 +221,7 @@ mod tests {
             network_id: NetworkId([3; 16]),
             network: "home".parse().unwrap(),
             ca_fingerprint: [8; 32],
-            endpoints: vec![
-                "192.0.2.1:4242".parse().unwrap(),
-                "[2001:db8::1]:9".parse().unwrap(),
-            ],
+            endpoints: vec!["192.0.2.1:4242".parse().unwrap(), "[2001:db8::1]:9".parse().unwrap()],
             token: InviteToken::generate(&mut TestRng::new(4)),
             expires: 2000,
         }
@@ -253,10 +233,7 @@ mod tests {
         assert_eq!(JoinCode::decode(&text, 1000), Ok(sample()));
         let upper = text.to_uppercase();
         let (a, b) = upper.split_at(40);
-        assert_eq!(
-            JoinCode::decode(&format!(" {a}\n  {b}\n"), 1000),
-            Ok(sample())
-        );
+        assert_eq!(JoinCode::decode(&format!(" {a}\n  {b}\n"), 1000), Ok(sample()));
         assert!(text.len() < 260, "{} characters", text.len());
     }
 
@@ -272,10 +249,7 @@ mod tests {
         );
         for end in 7..text.len() {
             let result = JoinCode::decode(&text[..end], 1000);
-            assert!(
-                matches!(result, Err(JoinCodeError::Truncated { .. })),
-                "{end}: {result:?}"
-            );
+            assert!(matches!(result, Err(JoinCodeError::Truncated { .. })), "{end}: {result:?}");
         }
         assert!(matches!(
             JoinCode::decode(&format!("{text}a"), 0),
@@ -284,15 +258,9 @@ mod tests {
         let zero = format!("{}0{}", &text[..20], &text[21..]);
         assert_eq!(
             JoinCode::decode(&zero, 0),
-            Err(JoinCodeError::WrongCharacter {
-                found: '0',
-                position: 21
-            })
+            Err(JoinCodeError::WrongCharacter { found: '0', position: 21 })
         );
-        assert_eq!(
-            JoinCode::decode(&text, 2120),
-            Err(JoinCodeError::Expired { minutes: 2 })
-        );
+        assert_eq!(JoinCode::decode(&text, 2120), Err(JoinCodeError::Expired { minutes: 2 }));
     }
 
     #[test]

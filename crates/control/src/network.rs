@@ -68,34 +68,19 @@ impl NetworkParameters {
     /// [`fingerprint`] and stays when the CA is renewed.
     pub fn certificate(name: NetworkName, suite: Suite, ca_fingerprint: &[u8; 32]) -> Self {
         let id = id_from("Warren v1 network certificate", ca_fingerprint);
-        Self {
-            name,
-            id,
-            suite,
-            auth: AuthKind::Certificate,
-        }
+        Self { name, id, suite, auth: AuthKind::Certificate }
     }
 
     /// A network of pinned keys: the id comes from the name, since every
     /// member states the others itself.
     pub fn key(name: NetworkName, suite: Suite) -> Self {
         let id = id_from("Warren v1 network key", name.as_str().as_bytes());
-        Self {
-            name,
-            id,
-            suite,
-            auth: AuthKind::Key,
-        }
+        Self { name, id, suite, auth: AuthKind::Key }
     }
 
     /// A network of one pre-shared key, from which the id comes.
     pub fn psk(name: NetworkName, suite: Suite, psk: &PresharedKey) -> Self {
         let id = crate::psk::PskKeys::derive(psk).network_id();
-        Self {
-            name,
-            id,
-            suite,
-            auth: AuthKind::Psk,
-        }
+        Self { name, id, suite, auth: AuthKind::Psk }
     }
 }

@@ -39,11 +39,7 @@ struct Once(Option<Zeroizing<[u8; 32]>>);
 
 impl Random for Once {
     fn try_fill_bytes(&mut self, dest: &mut [u8]) -> Result<(), Error> {
-        let secret = self
-            .0
-            .take()
-            .filter(|s| s.len() == dest.len())
-            .ok_or(Error::Rng)?;
+        let secret = self.0.take().filter(|s| s.len() == dest.len()).ok_or(Error::Rng)?;
         dest.copy_from_slice(secret.as_slice());
         Ok(())
     }
@@ -140,16 +136,13 @@ impl Cipher for ChaChaPoly {
         "ChaChaPoly"
     }
     fn set(&mut self, key: &[u8; 32]) {
-        self.0 = UnboundKey::new(&CHACHA20_POLY1305, key)
-            .ok()
-            .map(LessSafeKey::new);
+        self.0 = UnboundKey::new(&CHACHA20_POLY1305, key).ok().map(LessSafeKey::new);
     }
     fn encrypt(&self, n: u64, authtext: &[u8], plaintext: &[u8], out: &mut [u8]) -> usize {
         let (body, rest) = out.split_at_mut(plaintext.len());
         body.copy_from_slice(plaintext);
         let tag = self.0.as_ref().and_then(|key| {
-            key.seal_in_place_separate_tag(nonce(n), Aad::from(authtext), body)
-                .ok()
+            key.seal_in_place_separate_tag(nonce(n), Aad::from(authtext), body).ok()
         });
         match tag {
             Some(tag) => rest[..16].copy_from_slice(tag.as_ref()),
@@ -171,9 +164,7 @@ impl Cipher for ChaChaPoly {
         let plain = key
             .open_in_place(nonce(n), Aad::from(authtext), &mut buffer)
             .map_err(|_| Error::Decrypt)?;
-        out.get_mut(..plain.len())
-            .ok_or(Error::Decrypt)?
-            .copy_from_slice(plain);
+        out.get_mut(..plain.len()).ok_or(Error::Decrypt)?.copy_from_slice(plain);
         Ok(plain.len())
     }
 }
@@ -184,11 +175,7 @@ mod tests {
     use crate::psk::PSK_PROTOCOL;
 
     fn hex<const N: usize>(text: &str) -> [u8; N] {
-        data_encoding::HEXLOWER
-            .decode(text.as_bytes())
-            .unwrap()
-            .try_into()
-            .unwrap()
+        data_encoding::HEXLOWER.decode(text.as_bytes()).unwrap().try_into().unwrap()
     }
 
     /// The published vector of the cacophony suite for this protocol.
@@ -196,9 +183,7 @@ mod tests {
     fn cacophony_vector() {
         let psk = hex("54686973206973206d7920417573747269616e20706572737065637469766521");
         let start = |ephemeral: &str| {
-            let resolver = Resolver {
-                ephemeral: Zeroizing::new(hex(ephemeral)),
-            };
+            let resolver = Resolver { ephemeral: Zeroizing::new(hex(ephemeral)) };
             snow::Builder::with_resolver(PSK_PROTOCOL.parse().unwrap(), Box::new(resolver))
                 .psk(0, &psk)
                 .unwrap()
@@ -212,9 +197,7 @@ mod tests {
             .build_responder()
             .unwrap();
         let (mut message, mut payload) = ([0; 128], [0; 128]);
-        let n = alice
-            .write_message(b"Ludwig von Mises", &mut message)
-            .unwrap();
+        let n = alice.write_message(b"Ludwig von Mises", &mut message).unwrap();
         assert_eq!(
             message[..n],
             hex::<64>(

@@ -64,9 +64,7 @@ impl PskKeys {
         let prk = Salt::new(HKDF_SHA256, b"Warren v1 psk").extract(psk.expose());
         fn fill<const N: usize>(prk: &aws_lc_rs::hkdf::Prk, info: &str, out: &mut [u8; N]) {
             // Fails only for outputs above 8160 bytes (RFC 5869 section 2.3).
-            let result = prk
-                .expand(&[info.as_bytes()], Len::<N>)
-                .and_then(|okm| okm.fill(out));
+            let result = prk.expand(&[info.as_bytes()], Len::<N>).and_then(|okm| okm.fill(out));
             debug_assert!(result.is_ok(), "HKDF output length is in range");
         }
         let mut network = [0_u8; 16];
@@ -75,11 +73,7 @@ impl PskKeys {
         fill(&prk, "network id", &mut network);
         fill(&prk, "noise", &mut noise);
         fill(&prk, "descriptor mac", &mut mac);
-        Self {
-            noise,
-            mac,
-            network: NetworkId(network),
-        }
+        Self { noise, mac, network: NetworkId(network) }
     }
 
     /// The network that this key admits to.
@@ -89,10 +83,7 @@ impl PskKeys {
 
     /// HMAC-SHA256 of a descriptor's body.
     pub fn descriptor_mac(&self, body: &[u8]) -> [u8; 32] {
-        let tag = hmac::sign(
-            &hmac::Key::new(hmac::HMAC_SHA256, self.mac.as_slice()),
-            body,
-        );
+        let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, self.mac.as_slice()), body);
         let mut out = [0; 32];
         out.copy_from_slice(tag.as_ref());
         out
@@ -117,11 +108,7 @@ impl PskKeys {
             .psk(0, &self.noise)
             .and_then(|b| b.prologue(exporter))
             .map_err(|_| PskError::Local)?;
-        let state = if initiator {
-            builder.build_initiator()
-        } else {
-            builder.build_responder()
-        };
+        let state = if initiator { builder.build_initiator() } else { builder.build_responder() };
         state.map_err(|_| PskError::Local)
     }
 
@@ -137,9 +124,7 @@ impl PskKeys {
     ) -> Result<(PskProver, Vec<u8>), PskError> {
         let mut state = self.builder(exporter, true, rng)?;
         let mut message = vec![0_u8; PROOF_LEN];
-        let len = state
-            .write_message(&[], &mut message)
-            .map_err(|_| PskError::Local)?;
+        let len = state.write_message(&[], &mut message).map_err(|_| PskError::Local)?;
         message.truncate(len);
         Ok((PskProver(state), message))
     }
@@ -158,9 +143,7 @@ impl PskKeys {
         let mut state = self.builder(exporter, false, rng)?;
         read_exact(&mut state, message)?;
         let mut answer = vec![0_u8; PROOF_LEN];
-        let len = state
-            .write_message(&[], &mut answer)
-            .map_err(|_| PskError::Local)?;
+        let len = state.write_message(&[], &mut answer).map_err(|_| PskError::Local)?;
         answer.truncate(len);
         Ok(answer)
     }
@@ -217,10 +200,7 @@ mod tests {
     fn wrong_key_other_connection_and_altered_bytes_fail() {
         let (mut r1, mut r2) = (TestRng::new(1), TestRng::new(2));
         let (_, first) = keys(1).initiate(&[9; 32], &mut r1).unwrap();
-        assert_eq!(
-            keys(2).respond(&[9; 32], &first, &mut r2),
-            Err(PskError::Mismatch)
-        );
+        assert_eq!(keys(2).respond(&[9; 32], &first, &mut r2), Err(PskError::Mismatch));
         assert_eq!(
             keys(1).respond(&[8; 32], &first, &mut r2),
             Err(PskError::Mismatch),
@@ -229,10 +209,7 @@ mod tests {
         for at in 0..first.len() {
             let mut bad = first.clone();
             bad[at] ^= 0x10;
-            assert!(
-                keys(1).respond(&[9; 32], &bad, &mut r2).is_err(),
-                "byte {at}"
-            );
+            assert!(keys(1).respond(&[9; 32], &bad, &mut r2).is_err(), "byte {at}");
         }
         assert!(keys(1).respond(&[9; 32], &[], &mut r2).is_err());
         // A dialer is not satisfied by its own message, or by another key.

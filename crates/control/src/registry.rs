@@ -59,10 +59,7 @@ impl Registry {
     ///
     /// # Errors
     /// What is taken.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is a distinct fact of one admission"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "each is a distinct fact of one admission")]
     pub fn admit(
         &mut self,
         network: NetworkId,
@@ -76,12 +73,7 @@ impl Registry {
         if let Some(member) = self.members.get(&id).filter(|m| m.name == *name) {
             return Ok(member.clone());
         }
-        let others = || {
-            self.members
-                .iter()
-                .filter(|(other, _)| **other != id)
-                .map(|(_, m)| m)
-        };
+        let others = || self.members.iter().filter(|(other, _)| **other != id).map(|(_, m)| m);
         if others().any(|m| m.name == *name) || name_taken(name) {
             return Err(AdmitError::NameTaken(name.clone()));
         }
@@ -111,17 +103,12 @@ impl Registry {
 
     /// The member with a name.
     pub fn by_name(&self, name: &NodeName) -> Option<(NodeId, &Member)> {
-        self.members
-            .iter()
-            .find(|(_, m)| m.name == *name)
-            .map(|(id, m)| (*id, m))
+        self.members.iter().find(|(_, m)| m.name == *name).map(|(id, m)| (*id, m))
     }
 
     /// True when a member has the address.
     pub fn has_address(&self, address: IpAddr) -> bool {
-        self.members
-            .values()
-            .any(|m| m.addresses.contains(&address))
+        self.members.values().any(|m| m.addresses.contains(&address))
     }
 
     /// Forgets a member that left or was revoked: its name becomes free.
@@ -151,15 +138,8 @@ mod tests {
     fn two_nodes_cannot_have_one_name() {
         let mut registry = Registry::default();
         let first = admit(&mut registry, 1, "a").unwrap();
-        assert_eq!(
-            admit(&mut registry, 2, "a"),
-            Err(AdmitError::NameTaken("a".parse().unwrap()))
-        );
-        assert_eq!(
-            admit(&mut registry, 1, "a"),
-            Ok(first),
-            "the same node keeps what it has"
-        );
+        assert_eq!(admit(&mut registry, 2, "a"), Err(AdmitError::NameTaken("a".parse().unwrap())));
+        assert_eq!(admit(&mut registry, 1, "a"), Ok(first), "the same node keeps what it has");
         registry.remove(NodeId([1; 32]));
         assert!(admit(&mut registry, 2, "a").is_ok());
     }
@@ -179,10 +159,7 @@ mod tests {
                 |a| a == taken,
             )
             .unwrap();
-        assert_eq!(
-            member.addresses[1],
-            IpAddr::V4(address::ipv4_of_key(NET, &[3; 32], 1))
-        );
+        assert_eq!(member.addresses[1], IpAddr::V4(address::ipv4_of_key(NET, &[3; 32], 1)));
         assert!(registry.has_address(member.addresses[1]));
         let result = registry.admit(
             NET,

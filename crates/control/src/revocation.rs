@@ -65,11 +65,7 @@ pub enum RevocationError {
 impl SignedRevocation {
     /// Signs the revocation of `node` with the CA's key.
     pub fn sign(ca: &IdentityKey, network: NetworkId, node: NodeId, now: u64) -> Self {
-        let body = cbor::to_vec(&RevocationBody {
-            network,
-            node,
-            at: now,
-        });
+        let body = cbor::to_vec(&RevocationBody { network, node, at: now });
         let signature = ca.sign(LABEL, &body);
         Self { body, signature }
     }
@@ -88,11 +84,7 @@ impl SignedRevocation {
         }
         let body: RevocationBody =
             cbor::from_slice(&self.body).map_err(|_| RevocationError::Malformed)?;
-        if body.network == network {
-            Ok(body)
-        } else {
-            Err(RevocationError::WrongNetwork)
-        }
+        if body.network == network { Ok(body) } else { Err(RevocationError::WrongNetwork) }
     }
 }
 
@@ -155,10 +147,7 @@ mod tests {
         let (network, node) = (NetworkId([1; 16]), NodeId([4; 32]));
         let mut list = RevocationList::default();
         let forged = SignedRevocation::sign(&other, network, node, 5);
-        assert_eq!(
-            list.insert(forged, ca.id(), network),
-            Err(RevocationError::BadSignature)
-        );
+        assert_eq!(list.insert(forged, ca.id(), network), Err(RevocationError::BadSignature));
         let good = SignedRevocation::sign(&ca, network, node, 5);
         assert_eq!(
             list.insert(good.clone(), ca.id(), NetworkId([2; 16])),

@@ -36,21 +36,14 @@ pub struct InviteToken {
 
 impl std::fmt::Debug for InviteToken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "InviteToken({}, secret redacted)",
-            data_encoding::HEXLOWER.encode(&self.id)
-        )
+        write!(f, "InviteToken({}, secret redacted)", data_encoding::HEXLOWER.encode(&self.id))
     }
 }
 
 impl InviteToken {
     /// A fresh token.
     pub fn generate(rng: &mut impl CryptoRng) -> Self {
-        let mut token = Self {
-            id: [0; 8],
-            secret: [0; 16],
-        };
+        let mut token = Self { id: [0; 8], secret: [0; 16] };
         rng.fill_bytes(&mut token.id);
         rng.fill_bytes(&mut token.secret);
         token
@@ -146,8 +139,7 @@ impl Invites {
     /// # Errors
     /// Why it does not admit.
     pub fn check(&self, token: &InviteToken, node: NodeId, now: u64) -> Result<(), TokenError> {
-        self.find(token)
-            .and_then(|at| Self::usable(&self.invites[at], node, now))
+        self.find(token).and_then(|at| Self::usable(&self.invites[at], node, now))
     }
 
     /// Counts a use of a token by `node`.
@@ -171,19 +163,14 @@ impl Invites {
 
     /// Forgets invites that ended more than a week ago.
     pub fn forget_old(&mut self, now: u64) {
-        self.invites
-            .retain(|i| i.expires.saturating_add(REMEMBER) > now);
+        self.invites.retain(|i| i.expires.saturating_add(REMEMBER) > now);
     }
 
     /// The index of the invite that `token` proves.
     fn find(&self, token: &InviteToken) -> Result<usize, TokenError> {
         let id = data_encoding::HEXLOWER.encode(&token.id);
         let hash = data_encoding::HEXLOWER.encode(&token.hash());
-        let at = self
-            .invites
-            .iter()
-            .position(|i| i.id == id)
-            .ok_or(TokenError::Unknown)?;
+        let at = self.invites.iter().position(|i| i.id == id).ok_or(TokenError::Unknown)?;
         constant_time::verify_slices_are_equal(self.invites[at].hash.as_bytes(), hash.as_bytes())
             .map_err(|_| TokenError::Unknown)?;
         Ok(at)
@@ -219,11 +206,7 @@ mod tests {
         assert_eq!(expires, 1900);
         assert_eq!(invites.redeem(&token, A, 1001), Ok(()));
         assert_eq!(invites.redeem(&token, B, 1002), Err(TokenError::Used));
-        assert_eq!(
-            invites.redeem(&token, A, 1003),
-            Ok(()),
-            "a lost answer may be asked for again"
-        );
+        assert_eq!(invites.redeem(&token, A, 1003), Ok(()), "a lost answer may be asked for again");
         assert_eq!(invites.redeem(&token, A, 1900), Err(TokenError::Expired));
         assert_eq!(invites.redeem(&token, B, 1900), Err(TokenError::Expired));
     }
@@ -252,9 +235,6 @@ mod tests {
         let (token, _) = invites.issue(900, 1, 0, &mut rng).unwrap();
         let secret = data_encoding::HEXLOWER.encode(&token.secret);
         assert!(!format!("{invites:?}{token:?}").contains(&secret));
-        assert_eq!(
-            invites.issue(900, 0, 0, &mut rng),
-            Err(InviteError::Parameters)
-        );
+        assert_eq!(invites.issue(900, 0, 0, &mut rng), Err(InviteError::Parameters));
     }
 }

@@ -26,9 +26,8 @@ pub const MAX_CERTIFICATE: usize = 4096;
 
 /// The DER prefix of an Ed25519 SubjectPublicKeyInfo (RFC 8410 section 4)
 /// without the outer SEQUENCE, as webpki and x509-parser both expose the rest.
-const ED25519_SPKI_PREFIX: [u8; 12] = [
-    0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
-];
+const ED25519_SPKI_PREFIX: [u8; 12] =
+    [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
 /// Why a certificate was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -127,12 +126,7 @@ impl TrustRoot {
         network_id: NetworkId,
     ) -> Result<Self, CertificateError> {
         let (key, _) = key_and_end(&certificate)?;
-        Ok(Self {
-            certificate,
-            key,
-            network,
-            network_id,
-        })
+        Ok(Self { certificate, key, network, network_id })
     }
 
     /// Seconds since 1970 at which the root itself ends.
@@ -146,9 +140,7 @@ impl TrustRoot {
 
 fn parse(der: &[u8]) -> Result<X509Certificate<'_>, CertificateError> {
     if der.len() > MAX_CERTIFICATE {
-        return Err(CertificateError::Malformed(format!(
-            "larger than {MAX_CERTIFICATE} bytes"
-        )));
+        return Err(CertificateError::Malformed(format!("larger than {MAX_CERTIFICATE} bytes")));
     }
     match X509Certificate::from_der(der) {
         Ok(([], certificate)) => Ok(certificate),
@@ -185,14 +177,12 @@ pub(crate) fn key_and_end(der: &[u8]) -> Result<(NodeId, u64), CertificateError>
 fn map_webpki(error: &webpki::Error) -> CertificateError {
     use webpki::Error as E;
     match error {
-        E::CertExpired { time, not_after } => CertificateError::Expired {
-            not_after: not_after.as_secs(),
-            now: time.as_secs(),
-        },
-        E::CertNotValidYet { time, not_before } => CertificateError::NotYetValid {
-            not_before: not_before.as_secs(),
-            now: time.as_secs(),
-        },
+        E::CertExpired { time, not_after } => {
+            CertificateError::Expired { not_after: not_after.as_secs(), now: time.as_secs() }
+        }
+        E::CertNotValidYet { time, not_before } => {
+            CertificateError::NotYetValid { not_before: not_before.as_secs(), now: time.as_secs() }
+        }
         E::UnknownIssuer | E::InvalidSignatureForPublicKey => CertificateError::WrongAuthority,
         other => CertificateError::Chain(format!("{other:?}")),
     }
@@ -210,25 +200,17 @@ pub fn verify_chain(
 ) -> Result<CertifiedNode, CertificateError> {
     let (leaf, rest) = chain.split_first().ok_or(CertificateError::Missing)?;
     if rest.len() >= MAX_CHAIN {
-        return Err(CertificateError::Malformed(format!(
-            "more than {MAX_CHAIN} certificates"
-        )));
+        return Err(CertificateError::Malformed(format!("more than {MAX_CHAIN} certificates")));
     }
     if let Some(big) = rest.iter().find(|c| c.len() > MAX_CERTIFICATE) {
-        return Err(CertificateError::Malformed(format!(
-            "a certificate of {} bytes",
-            big.len()
-        )));
+        return Err(CertificateError::Malformed(format!("a certificate of {} bytes", big.len())));
     }
     let parsed = parse(leaf)?;
     let id = ed25519_key(&parsed)?;
 
     let leaf_der = CertificateDer::from(leaf.as_slice());
     let root_der = CertificateDer::from(root.certificate.as_slice());
-    let intermediates: Vec<_> = rest
-        .iter()
-        .map(|c| CertificateDer::from(c.as_slice()))
-        .collect();
+    let intermediates: Vec<_> = rest.iter().map(|c| CertificateDer::from(c.as_slice())).collect();
     let anchor = anchor_from_trusted_cert(&root_der)
         .map_err(|e| CertificateError::Chain(format!("our own CA certificate: {e:?}")))?;
     let end_entity = EndEntityCert::try_from(&leaf_der)
@@ -355,10 +337,7 @@ mod tests {
         let leaf = ca.issue(&request, NOW, &mut TestRng::new(3)).unwrap();
         let none = RevocationList::default();
         // With and without the root in the chain: TLS sends it for joiners.
-        for chain in [
-            vec![leaf.clone()],
-            vec![leaf.clone(), ca.certificate().to_vec()],
-        ] {
+        for chain in [vec![leaf.clone()], vec![leaf.clone(), ca.certificate().to_vec()]] {
             let node = verify_chain(&chain, &root, &none, NOW).unwrap();
             assert_eq!((node.id, &node.name), (key.id(), &request.name));
             assert_eq!(node.addresses, request.addresses);
@@ -370,15 +349,9 @@ mod tests {
             &none,
             NOW + NODE_CERTIFICATE_LIFE + 1,
         );
-        assert!(
-            matches!(late, Err(CertificateError::Expired { .. })),
-            "{late:?}"
-        );
+        assert!(matches!(late, Err(CertificateError::Expired { .. })), "{late:?}");
         let early = verify_chain(&[leaf], &root, &none, NOW - 3600);
-        assert!(
-            matches!(early, Err(CertificateError::NotYetValid { .. })),
-            "{early:?}"
-        );
+        assert!(matches!(early, Err(CertificateError::NotYetValid { .. })), "{early:?}");
     }
 
     #[test]
@@ -386,9 +359,8 @@ mod tests {
         let (_, root) = network(1);
         let (other_ca, other_root) = network(7);
         let key = node(2);
-        let leaf = other_ca
-            .issue(&request(&other_root, key.id()), NOW, &mut TestRng::new(3))
-            .unwrap();
+        let leaf =
+            other_ca.issue(&request(&other_root, key.id()), NOW, &mut TestRng::new(3)).unwrap();
         let result = verify_chain(
             &[leaf, other_ca.certificate().to_vec()],
             &root,
@@ -406,10 +378,7 @@ mod tests {
         assert_eq!(subject_key(&own).unwrap(), key.id());
         let none = RevocationList::default();
         assert!(verify_chain(&[own], &root, &none, NOW).is_err());
-        assert_eq!(
-            verify_chain(&[], &root, &none, NOW),
-            Err(CertificateError::Missing)
-        );
+        assert_eq!(verify_chain(&[], &root, &none, NOW), Err(CertificateError::Missing));
         // The root is no node.
         assert!(verify_chain(&[ca.certificate().to_vec()], &root, &none, NOW).is_err());
     }
@@ -418,13 +387,9 @@ mod tests {
     fn a_node_certificate_cannot_issue() {
         let (ca, root) = network(1);
         let (middle, victim) = (node(2), node(4));
-        let leaf = ca
-            .issue(&request(&root, middle.id()), NOW, &mut TestRng::new(3))
-            .unwrap();
+        let leaf = ca.issue(&request(&root, middle.id()), NOW, &mut TestRng::new(3)).unwrap();
         let forger = Authority::load(middle, leaf.clone(), &root.network).unwrap();
-        let forged = forger
-            .issue(&request(&root, victim.id()), NOW, &mut TestRng::new(5))
-            .unwrap();
+        let forged = forger.issue(&request(&root, victim.id()), NOW, &mut TestRng::new(5)).unwrap();
         let result = verify_chain(&[forged, leaf], &root, &RevocationList::default(), NOW);
         assert!(result.is_err(), "{result:?}");
     }
@@ -433,9 +398,7 @@ mod tests {
     fn every_altered_byte_is_refused() {
         let (ca, root) = network(1);
         let key = node(2);
-        let leaf = ca
-            .issue(&request(&root, key.id()), NOW, &mut TestRng::new(3))
-            .unwrap();
+        let leaf = ca.issue(&request(&root, key.id()), NOW, &mut TestRng::new(3)).unwrap();
         for at in 0..leaf.len() {
             let mut bad = leaf.clone();
             bad[at] ^= 0x01;
@@ -444,13 +407,8 @@ mod tests {
         }
         for end in 0..leaf.len() {
             assert!(
-                verify_chain(
-                    &[leaf[..end].to_vec()],
-                    &root,
-                    &RevocationList::default(),
-                    NOW
-                )
-                .is_err()
+                verify_chain(&[leaf[..end].to_vec()], &root, &RevocationList::default(), NOW)
+                    .is_err()
             );
         }
     }
@@ -459,22 +417,14 @@ mod tests {
     fn names_of_another_network_and_foreign_addresses_are_refused() {
         let (ca, root) = network(1);
         let key = node(2);
-        let leaf = ca
-            .issue(&request(&root, key.id()), NOW, &mut TestRng::new(3))
-            .unwrap();
+        let leaf = ca.issue(&request(&root, key.id()), NOW, &mut TestRng::new(3)).unwrap();
         let mut elsewhere = root.clone();
         elsewhere.network = "office".parse().unwrap();
         let none = RevocationList::default();
-        assert_eq!(
-            verify_chain(&[leaf], &elsewhere, &none, NOW),
-            Err(CertificateError::WrongName)
-        );
+        assert_eq!(verify_chain(&[leaf], &elsewhere, &none, NOW), Err(CertificateError::WrongName));
         let mut foreign = request(&root, key.id());
         foreign.addresses[0] = address::ipv6_of_node(root.network_id, NodeId([1; 32])).into();
         let leaf = ca.issue(&foreign, NOW, &mut TestRng::new(3)).unwrap();
-        assert_eq!(
-            verify_chain(&[leaf], &root, &none, NOW),
-            Err(CertificateError::WrongAddresses)
-        );
+        assert_eq!(verify_chain(&[leaf], &root, &none, NOW), Err(CertificateError::WrongAddresses));
     }
 }

@@ -16,3 +16,4 @@ pub mod store;
 pub mod telemetry;
 pub mod uapi;
 pub mod wg_client;
+pub mod workers;

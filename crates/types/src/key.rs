@@ -22,7 +22,9 @@ pub enum ParseKeyError {
 
 fn from_base64(text: &str) -> Result<[u8; 32], ParseKeyError> {
     let bytes = zeroize::Zeroizing::new(
-        data_encoding::BASE64.decode(text.trim().as_bytes()).map_err(|_| ParseKeyError::Encoding)?,
+        data_encoding::BASE64
+            .decode(text.trim().as_bytes())
+            .map_err(|_| ParseKeyError::Encoding)?,
     );
     bytes.as_slice().try_into().map_err(|_| ParseKeyError::Length { expected: 32 })
 }

@@ -66,12 +66,21 @@ impl Readiness {
     /// Waits until the daemon is ready.
     ///
     /// # Errors
-    /// When it ended first; it has printed why.
-    pub fn wait(mut self) -> io::Result<()> {
+    /// The daemon's exit code, when it ended first; it has printed why. A
+    /// daemon ended by a signal counts as exit code 1.
+    pub fn wait(mut self) -> Result<(), u8> {
         let mut byte = [0];
-        match self.pipe.read(&mut byte)? {
-            1 => Ok(()),
-            _ => Err(io::Error::other("the daemon ended before it was ready")),
+        if matches!(self.pipe.read(&mut byte), Ok(1)) {
+            return Ok(());
+        }
+        let pid = i32::try_from(self.pid).map_err(|_| 1)?;
+        let mut status = 0;
+        // SAFETY: `pid` is our own child, which nothing else waits for, and
+        // `status` is a live integer. The pipe is closed, so it is ending.
+        let ended = unsafe { libc::waitpid(pid, &raw mut status, 0) } == pid;
+        match ended && libc::WIFEXITED(status) {
+            true => Err(u8::try_from(libc::WEXITSTATUS(status)).unwrap_or(1).max(1)),
+            false => Err(1),
         }
     }
 }

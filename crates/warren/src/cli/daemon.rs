@@ -42,7 +42,7 @@ fn start(arguments: Run, intent: Intent) -> Result<(), Fault> {
         // the exit code.
         Detached::Parent(readiness) => match readiness.wait() {
             Ok(()) => Ok(()),
-            Err(_) => std::process::exit(FaultKind::Internal.exit_code().into()),
+            Err(code) => std::process::exit(code.into()),
         },
     }
 }

@@ -52,7 +52,10 @@ pub(super) async fn revoke(state: &State, name: &NodeName) -> Result<(), Fault> 
 /// then the others cannot be told.
 pub(super) async fn leave(state: &State) -> Result<(), Fault> {
     match state.client().leave().await {
-        Ok(()) => out("Left the network; its keys, state and interface are removed.\n"),
+        Ok(()) => {
+            remove_emptied(&state.dir()).await;
+            out("Left the network; its keys, state and interface are removed.\n")
+        }
         Err(error @ ClientError::NotRunning(_)) => {
             let dir = state.dir();
             if !warren_node::store::holds_state(&dir) {
@@ -63,6 +66,19 @@ pub(super) async fn leave(state: &State) -> Result<(), Fault> {
                  `warren revoke` on an admitting node makes them forget it.\n")
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+/// The daemon empties its directory but, confined to it, cannot remove it.
+async fn remove_emptied(dir: &std::path::Path) {
+    for _ in 0..50 {
+        match std::fs::remove_dir(dir) {
+            // The daemon is still busy, or the operator keeps files there.
+            Err(e) if e.kind() == std::io::ErrorKind::DirectoryNotEmpty => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            _ => return,
+        }
     }
 }
 

@@ -1,5 +1,10 @@
 //! Engines against each other over a simulated network.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the simulation starts at some Instant and may take its seed from the environment"
+)]
+
 mod sim;
 
 use std::time::Duration;

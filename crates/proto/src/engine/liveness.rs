@@ -8,10 +8,14 @@ use std::time::Duration;
 pub(super) const ACTIVE_ECHO_MS: u64 = 1_000;
 /// Between echoes on a quiet link.
 pub(super) const IDLE_ECHO_MS: u64 = 10_000;
+/// Between echoes once one was lost, so that doubt does not last.
+const DOUBT_ECHO_MS: u64 = 500;
 /// Echoes in a row without answer that make a path suspect.
 const SUSPECT_AFTER: u32 = 3;
-/// Shortest wait for an answer.
-const MIN_TIMEOUT_MS: u64 = 1_000;
+/// Wait for an answer: this or four round trips…
+const MIN_TIMEOUT_MS: u64 = 500;
+/// …and this while the round trip is unknown.
+const FIRST_TIMEOUT_MS: u64 = 1_000;
 /// Fewest packets between two looks that say something about loss.
 const MIN_SAMPLE: u64 = 20;
 
@@ -43,9 +47,12 @@ impl Liveness {
         if self.last_sent_ms == 0 {
             return 0;
         }
-        // A lost echo is repeated soon, so that doubt does not last.
-        let quick = active || self.misses > 0;
-        self.last_sent_ms + if quick { ACTIVE_ECHO_MS } else { IDLE_ECHO_MS }
+        self.last_sent_ms
+            + match (self.misses, active) {
+                (1..SUSPECT_AFTER, _) => DOUBT_ECHO_MS,
+                (_, true) => ACTIVE_ECHO_MS,
+                (_, false) => IDLE_ECHO_MS,
+            }
     }
 
     /// When an unanswered echo will count as lost.
@@ -54,7 +61,10 @@ impl Liveness {
     }
 
     fn timeout_ms(&self) -> u64 {
-        MIN_TIMEOUT_MS.max(self.srtt_us * 3 / 1000)
+        if self.srtt_us == 0 {
+            return FIRST_TIMEOUT_MS;
+        }
+        MIN_TIMEOUT_MS.max(self.srtt_us * 4 / 1000)
     }
 
     /// An echo was sent.

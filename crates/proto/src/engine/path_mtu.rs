@@ -6,6 +6,9 @@
 //! answered, one round trip settles it; else the largest answered counts at
 //! once and halving finds the rest. Losing a probe proves nothing, so each size
 //! gets [`TRIES`] tries.
+//!
+//! Between searches, while packets flow, one full-size echo every 10 s (a
+//! canary) notices a path that has begun to swallow large packets.
 
 use super::liveness::ACTIVE_ECHO_MS;
 
@@ -21,6 +24,10 @@ const TRIES: u32 = 4;
 const GRAIN: u32 = 8;
 /// Between two searches.
 const AGAIN_MS: u64 = 600_000;
+/// Between canaries while packets flow.
+const CANARY_MS: u64 = 10_000;
+/// Canaries lost in a row that start a search.
+const CANARY_TRIES: u32 = 3;
 /// After a search that ended below the wanted size, or in doubt: once, soon.
 const CONFIRM_MS: u64 = 60_000;
 
@@ -44,7 +51,15 @@ pub(super) struct PathMtu {
     sent: Vec<(u32, u32)>,
     /// When the next search starts, while none runs.
     next_search_ms: u64,
-    confirmed: bool,
+    rechecked: bool,
+    canary: Canary,
+}
+
+#[derive(Debug, Default)]
+struct Canary {
+    id: Option<u32>,
+    lost: u32,
+    next_ms: u64,
 }
 
 impl PathMtu {
@@ -59,7 +74,8 @@ impl PathMtu {
             probes: Vec::new(),
             sent: Vec::new(),
             next_search_ms: now_ms,
-            confirmed: false,
+            rechecked: false,
+            canary: Canary::default(),
         };
         this.begin(now_ms);
         this
@@ -97,8 +113,44 @@ impl PathMtu {
         self.sent.push((id, size));
     }
 
-    /// An echo was answered; true when it was one of this search's probes.
-    pub(super) fn answered(&mut self, id: u32) -> bool {
+    /// Call while packets flow and no search is under way; true when a canary
+    /// is to be sent now (report it by [`Self::canary_sent`]).
+    pub(super) fn canary_due(&mut self, now_ms: u64, gap_ms: u64) -> bool {
+        if self.next_search_ms == u64::MAX || now_ms < self.canary.next_ms {
+            return false;
+        }
+        if self.canary.id.take().is_some() {
+            self.canary.lost += 1;
+            if self.canary.lost >= CANARY_TRIES {
+                self.begin(now_ms);
+                return false;
+            }
+        }
+        self.canary.next_ms = now_ms + gap_ms;
+        true
+    }
+
+    /// The canary went out as echo `id`, of [`Self::current`] bytes.
+    pub(super) fn canary_sent(&mut self, id: u32) {
+        self.canary.id = Some(id);
+    }
+
+    /// When the next canary is due; never during a search.
+    pub(super) fn canary_ms(&self) -> u64 {
+        if self.next_search_ms == u64::MAX { u64::MAX } else { self.canary.next_ms }
+    }
+
+    /// The size taken to pass.
+    pub(super) fn current(&self) -> u32 {
+        self.current
+    }
+
+    /// An echo was answered at `now_ms`; true when it was one of ours.
+    pub(super) fn answered(&mut self, id: u32, now_ms: u64) -> bool {
+        if self.canary.id == Some(id) {
+            self.canary = Canary { id: None, lost: 0, next_ms: now_ms + CANARY_MS };
+            return true;
+        }
         let Some((_, size)) = self.sent.iter().copied().find(|(sent, _)| *sent == id) else {
             return false;
         };
@@ -134,8 +186,8 @@ impl PathMtu {
         }
         if self.probes.is_empty() && self.good > 0 {
             if self.good + GRAIN >= self.bad || self.good == self.ceiling {
-                let soon = self.good < self.ceiling && !self.confirmed;
-                self.confirmed = soon;
+                let soon = self.good < self.ceiling && !self.rechecked;
+                self.rechecked = soon;
                 self.finish(now_ms, if soon { CONFIRM_MS } else { AGAIN_MS });
             } else {
                 let size = (self.good + self.bad) / 2;
@@ -146,6 +198,7 @@ impl PathMtu {
     }
 
     fn finish(&mut self, now_ms: u64, again_ms: u64) {
+        self.canary = Canary { id: None, lost: 0, next_ms: now_ms + CANARY_MS };
         self.probes.clear();
         self.sent.clear();
         self.good = 0;
@@ -183,7 +236,7 @@ mod tests {
                 probes += 1;
                 mtu.sent(id, size);
                 if size <= path && !lose() {
-                    assert!(mtu.answered(id));
+                    assert!(mtu.answered(id, now));
                 }
             }
             mtu.conclude(now);
@@ -222,6 +275,30 @@ mod tests {
         let again = mtu.next_ms();
         assert!(again <= 1000 + 10_000 + CONFIRM_MS, "a fall is confirmed soon");
         assert_eq!(run(&mut mtu, 1500, again, || false).0, 1420);
+    }
+
+    #[test]
+    fn canaries_notice_a_fall_and_one_lost_does_not_matter() {
+        let mut mtu = PathMtu::new(1420, 1420, 1);
+        run(&mut mtu, 1500, 1, || false);
+        let mut now = mtu.canary_ms();
+        assert!(!mtu.canary_due(now - 1, 200));
+        assert!(mtu.canary_due(now, 200));
+        mtu.canary_sent(1000);
+        now += 200;
+        assert!(mtu.canary_due(now, 200), "repeated at once");
+        mtu.canary_sent(1001);
+        assert!(mtu.answered(1001, now));
+        assert!(!mtu.searching());
+        now = mtu.canary_ms();
+        for id in 1002..1005 {
+            assert!(mtu.canary_due(now, 200));
+            mtu.canary_sent(id);
+            now = mtu.canary_ms();
+        }
+        assert!(!mtu.canary_due(now, 200));
+        assert!(mtu.searching());
+        assert!(!mtu.canary_due(now, 200), "none during a search");
     }
 
     #[test]

@@ -87,13 +87,13 @@ pub(super) struct Active {
 
 impl Active {
     /// True when dropping it loses nothing.
-    pub(super) fn asleep(&self, now_ms: u64) -> bool {
+    pub(super) fn asleep(&self) -> bool {
         self.pending.is_none()
             && self.current.is_none()
             && self.next.is_none()
             && self.previous.is_empty()
             && self.staged.is_empty()
-            && self.cookie.as_ref().is_none_or(|(_, until)| *until <= now_ms)
+            && self.cookie.is_none()
     }
 
     /// Keeps a session for receiving; gives back the one that has to go.

@@ -12,7 +12,7 @@ use super::peer::{MAX_STAGED, Peer, Session, advance};
 use super::timers::{EXPIRE_MS, RETRY_MS};
 use super::{Core, MAX_STAGED_BYTES};
 use crate::link::frame::{ECHO_LEN, Frame};
-use crate::link::session::{HEADER_LEN, OVERHEAD, RecvSession, SendSession};
+use crate::link::session::{HEADER_LEN, OVERHEAD, REJECT_AFTER_MESSAGES, RecvSession, SendSession};
 use crate::noise::TransportKeys;
 
 impl Core {
@@ -240,7 +240,9 @@ impl Peer {
 
     /// Sends waiting packets if there is a session; true when any was sent.
     pub(super) fn flush_staged(&mut self, core: &mut Core, now_ms: u64) -> bool {
-        let Some(active) = self.active.as_mut().filter(|a| a.current.is_some()) else {
+        let usable = |session: &Session| session.send.messages() < REJECT_AFTER_MESSAGES;
+        let Some(active) = self.active.as_mut().filter(|a| a.current.as_ref().is_some_and(usable))
+        else {
             return false;
         };
         let staged = std::mem::take(&mut active.staged);

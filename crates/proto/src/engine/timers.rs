@@ -4,7 +4,7 @@
 //!
 //! Workers do not report each packet; they move clocks in [`PeerLink`]. While a
 //! session is up the engine looks at them every second when packets flow and
-//! every five when not; a peer without session and without anything waiting has
+//! every two when not; a peer without session and without anything waiting has
 //! no deadline at all.
 //!
 //! [`PeerLink`]: crate::link::peer::PeerLink
@@ -48,7 +48,7 @@ const ACTIVE_MS: u64 = 10_000;
 const MEASURE_MS: u64 = 60_000;
 /// Between looks at the workers' clocks while packets flow, and while not.
 const LOOK_ACTIVE_MS: u64 = 1_000;
-const LOOK_IDLE_MS: u64 = 5_000;
+const LOOK_IDLE_MS: u64 = 2_000;
 /// Looks at quiet links are gathered on multiples of this, to wake seldom.
 const GATHER_MS: u64 = 500;
 /// Between tries of one probed size at least; at most what three round trips take.
@@ -71,21 +71,26 @@ impl Peer {
         let now_ms = core.ms(now.instant);
         self.confirm(core, now);
         self.expire_sessions(core, now_ms);
-        self.look(core, now_ms);
+        self.look(now_ms);
         self.check_path(core, now, rng);
         self.renew(core, now, rng);
         self.retry_handshake(core, now, rng);
         self.keep_alive(core, now, rng);
         self.measure(core, now);
         self.give_up_staged(core, now_ms);
-        if self.active.as_ref().is_some_and(|active| active.asleep(now_ms)) {
+        if let Some(active) = self.active.as_mut()
+            && active.cookie.as_ref().is_some_and(|(_, until)| *until <= now_ms)
+        {
+            active.cookie = None;
+        }
+        if self.active.as_ref().is_some_and(|active| active.asleep()) {
             self.active = None;
         }
         self.set_deadline(core, now_ms);
     }
 
     /// Reads the workers' clocks.
-    fn look(&mut self, core: &Core, now_ms: u64) {
+    fn look(&mut self, now_ms: u64) {
         let Some(active) = self.active.as_mut() else {
             return;
         };
@@ -113,7 +118,6 @@ impl Peer {
         {
             active.liveness.note_progress(window.progress());
         }
-        let _ = core;
     }
 
     /// Counts unanswered echoes; a silent path gets a new handshake.
@@ -177,6 +181,7 @@ impl Peer {
         let now_ms = core.ms(now.instant);
         let owed = self.active.as_ref().and_then(|active| active.owed);
         if owed.is_some_and(|since| now_ms >= since + KEEPALIVE_MS) {
+            self.active().owed = None;
             self.keepalive(core, now_ms);
         }
         if self.persistent_at().is_some_and(|at| now_ms >= at) {
@@ -189,7 +194,8 @@ impl Peer {
     }
 
     /// When the persistent keepalive is due: its interval after the last
-    /// message either way.
+    /// message either way. Without a session it starts a handshake, unless one
+    /// is under way.
     fn persistent_at(&self) -> Option<u64> {
         let interval = self.config.persistent_keepalive?.as_millis() as u64;
         if interval == 0 || !self.can_initiate() {
@@ -197,7 +203,13 @@ impl Peer {
         }
         let tx = self.link.last_tx_ms.load(Ordering::Relaxed);
         let rx = self.link.last_rx_ms.load(Ordering::Relaxed);
-        Some(tx.max(rx) + interval)
+        let at = tx.max(rx) + interval;
+        match self.active.as_deref() {
+            Some(active) if active.current.is_some() => Some(at),
+            Some(active) if active.pending.is_some() => None,
+            Some(active) => Some(at.max(active.initiated_ms + RETRY_MS)),
+            None => Some(at),
+        }
     }
 
     /// True when round trips are of interest now.
@@ -230,19 +242,24 @@ impl Peer {
             self.active().liveness.sent(id, now_ms, now_us);
         }
         if measured {
-            self.probe(core, now);
+            self.probe(core, flowing, now);
         }
     }
 
-    fn probe(&mut self, core: &mut Core, now: Now) {
+    fn probe(&mut self, core: &mut Core, flowing: bool, now: Now) {
         let now_ms = core.ms(now.instant);
         let active = self.active();
         let rtt_ms = active.liveness.rtt().map_or(0, |rtt| rtt.as_millis() as u64);
         let Some(mut search) = active.path_mtu.take() else {
             return;
         };
+        let gap_ms = PROBE_GAP_MS.max(rtt_ms * 3);
+        if flowing && search.canary_due(now_ms, gap_ms) {
+            let id = self.send_echo(core, search.current(), now);
+            search.canary_sent(id);
+        }
         loop {
-            while let Some(size) = search.due(now_ms, PROBE_GAP_MS.max(rtt_ms * 3)) {
+            while let Some(size) = search.due(now_ms, gap_ms) {
                 let id = self.send_echo(core, size, now);
                 search.sent(id, size);
             }
@@ -284,13 +301,13 @@ impl Peer {
 
     /// An echo came back.
     pub(super) fn echo_answered(&mut self, core: &mut Core, id: u32, now: Now) {
-        let now_us = core.us(now.instant);
+        let (now_ms, now_us) = (core.ms(now.instant), core.us(now.instant));
         let key = self.key();
         let Some(active) = self.active.as_mut() else {
             return;
         };
         if let Some(search) = &mut active.path_mtu
-            && search.answered(id)
+            && search.answered(id, now_ms)
         {
             return;
         }
@@ -384,6 +401,9 @@ impl Peer {
             }
             if let Some(search) = &active.path_mtu {
                 next.at(search.next_ms(), WakeReason::PathMtu);
+                if flowing {
+                    next.at(search.canary_ms(), WakeReason::PathMtu);
+                }
             }
         }
         next.0

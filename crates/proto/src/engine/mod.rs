@@ -354,7 +354,7 @@ impl Engine {
         };
         self.with_link(link, |peer, core| {
             advance(&peer.link.last_rx_ms, core.ms(now.instant));
-            peer.confirm(core, now);
+            peer.confirm_by_frame(core, now);
             match frame {
                 Frame::EchoRequest { id, timestamp } => {
                     peer.answer_echo(core, Frame::EchoReply { id, timestamp }, now);

@@ -51,6 +51,20 @@ impl Peer {
         }
     }
 
+    /// A frame authenticated: when no session but the one we answered for can
+    /// have carried it, that one is confirmed (the worker's word for it may
+    /// still be on its way).
+    pub(super) fn confirm_by_frame(&mut self, core: &mut Core, now: Now) {
+        if let Some(active) = &self.active
+            && active.current.is_none()
+            && active.previous.is_empty()
+            && let Some(next) = &active.next
+        {
+            next.receive.confirmed.store(true, Ordering::Relaxed);
+        }
+        self.confirm(core, now);
+    }
+
     /// Promotes the session we answered for, once a message under it has
     /// authenticated.
     pub(super) fn confirm(&mut self, core: &mut Core, now: Now) {

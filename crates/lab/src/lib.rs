@@ -5,6 +5,7 @@
 //! - [`process`]: a `warren` daemon on a host.
 //! - [`netem`]: what a wide-area path does to packets, seeded and virtual.
 //! - [`wan`]: hosts joined by such paths between the regions of the world.
+//! - [`stock`]: unmodified WireGuard programs on hosts.
 //! - [`traffic`]: streams and echoes that check themselves.
 //! - [`bench`]: Warren beside other VPNs on the same link.
 //!
@@ -15,6 +16,7 @@
 pub mod bench;
 pub mod netem;
 pub mod process;
+pub mod stock;
 pub mod topology;
 pub mod traffic;
 pub mod wan;

@@ -251,6 +251,18 @@ impl Drop for Node {
     }
 }
 
+/// A child that does not outlive its handle.
+#[derive(Debug)]
+pub struct KilledOnDrop(pub Child);
+
+impl Drop for KilledOnDrop {
+    fn drop(&mut self) {
+        // One that ended by itself is merely reaped.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// The binary to run: `WARREN_BIN`, else `warren` beside the running program.
 ///
 /// # Errors

@@ -11,6 +11,7 @@
 use std::ffi::OsStr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -54,6 +55,17 @@ pub fn find_privilege() -> Result<Privilege> {
     let status = command.spawn().context("cannot start in a user namespace")?.wait()?;
     let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
     Ok(Privilege::Delegated(ExitCode::from(code)))
+}
+
+/// Gives this thread, and what it starts, an empty `/run` with a directory for
+/// the control sockets of userspace WireGuards, whose paths are fixed: labs
+/// neither see nor disturb those of the machine.
+///
+/// # Errors
+/// Without the privilege (see [`find_privilege`]).
+pub fn hide_run() -> Result<()> {
+    netns::hide_directory(Path::new("/run"))?;
+    std::fs::create_dir("/run/wireguard").context("cannot make /run/wireguard")
 }
 
 /// A host: a network namespace with its loopback up. Clones share it.

@@ -13,7 +13,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::Plan;
-use super::tunnel::{KilledOnDrop, Tunnel};
+use super::tunnel::Tunnel;
+use crate::process::KilledOnDrop;
 use crate::topology::output_of;
 
 /// Offered UDP loads, thousands of packets per second.

@@ -23,7 +23,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use warren_os::files::TemporaryDir;
 
-use crate::topology::{Pair, Underlay};
+use crate::topology::{Pair, Underlay, hide_run};
 pub use contender::{Contender, Programs};
 pub use measure::Run;
 pub use report::Report;
@@ -57,9 +57,7 @@ pub fn run(plan: &Plan, mut progress: impl FnMut(&str)) -> Result<Report> {
             .find(tool)
             .with_context(|| format!("{tool} is needed to measure: apt install {package}"))?;
     }
-    // Userspace WireGuards put their sockets in /var/run/wireguard.
-    warren_os::netns::hide_directory(std::path::Path::new("/run"))?;
-    std::fs::create_dir_all("/run/wireguard")?;
+    hide_run()?;
 
     let mut report = Report::new(plan);
     let (mut present, missing): (Vec<_>, Vec<_>) = plan

@@ -10,8 +10,9 @@ use warren_os::files::write_private;
 use warren_os::netlink::Route;
 
 use super::contender::Programs;
-use super::tunnel::{KilledOnDrop, Tunnel, wait_for};
-use super::wireguard::MTU;
+use super::tunnel::Tunnel;
+use crate::process::KilledOnDrop;
+use crate::stock::{MTU, wait_for};
 use crate::topology::{Pair, output_of};
 
 pub(super) fn start<'p>(pair: &'p Pair, programs: &Programs, scratch: &Path) -> Result<Tunnel<'p>> {

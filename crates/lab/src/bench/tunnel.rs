@@ -1,13 +1,12 @@
 //! A running VPN between the two hosts, as the measurements see it.
 
 use std::net::IpAddr;
-use std::process::Child;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use warren_os::process::cost;
 
-use crate::process::Node;
+use crate::process::{KilledOnDrop, Node};
 use crate::topology::Pair;
 
 /// Adds idle peers to the left end.
@@ -80,34 +79,4 @@ impl<'p> Tunnel<'p> {
             }
         }
     }
-}
-
-/// A child that does not outlive its handle.
-pub(super) struct KilledOnDrop(pub Child);
-
-impl Drop for KilledOnDrop {
-    fn drop(&mut self) {
-        // One that ended by itself is merely reaped.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Waits until `ready` says so, while the child lives.
-pub(super) fn wait_for(
-    what: &str,
-    child: &mut Child,
-    mut ready: impl FnMut() -> bool,
-) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !ready() {
-        if let Some(status) = child.try_wait()? {
-            bail!("{what} ended: {status}");
-        }
-        if Instant::now() > deadline {
-            bail!("{what} was not ready within 10 s");
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
 }

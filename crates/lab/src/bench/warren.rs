@@ -10,8 +10,8 @@ use warren_types::Suite;
 
 use super::contender::Programs;
 use super::tunnel::Tunnel;
-use super::wireguard::{self, QuickConfig};
 use crate::process::{Node, NodeSpec};
+use crate::stock::{Device, QuickConfig};
 use crate::topology::{Host, Pair, output_of};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -67,7 +67,7 @@ pub(super) fn start_with_wireguard_go<'p>(
     let left = left.up(Some(Suite::ChaCha20Poly1305), PATIENCE)?;
     let config = left.warren(&["wg", "add-client", "right"])?;
     let config = QuickConfig::parse(&config)?;
-    let device = wireguard::spawn(&pair.right, programs, "wireguard-go", &["-f"], "wgr")?;
+    let device = Device::spawn(&pair.right, programs, "wireguard-go", &["-f"], "wgr")?;
     config.apply(&pair.right, &programs.get("wg")?, "wgr", scratch)?;
     let to = config.addresses.iter().map(ipnet::IpNet::addr).find(IpAddr::is_ipv4);
     let to = to.context("the client has no IPv4 address")?;
@@ -75,12 +75,12 @@ pub(super) fn start_with_wireguard_go<'p>(
     // The client knows where the server is, not the other way round.
     let server = left.overlay_address(false)?.to_string();
     pair.right.run("ping", &["-c1", "-W5", &server]).context("from the client")?;
-    let pids = vec![left.pid(), device.child.0.id()];
+    let pids = vec![left.pid(), device.pid()];
     let tunnel = Tunnel {
         right: to,
         left_pid: Some(left.pid()),
         pids,
-        children: vec![device.child],
+        children: vec![device.into_child()],
         nodes: vec![left],
         ..Tunnel::direct(pair)
     };

@@ -1,0 +1,111 @@
+//! Lab scenarios: real daemons, real TUN interfaces, namespaces of their own.
+//!
+//! `cargo test -p warren --test lab [-- NAME…] [--long] [--list]`. Runs as
+//! root, or without in a user namespace; where neither is allowed it says so
+//! and checks nothing, unless `WARREN_LAB=required` makes that a failure.
+//!
+//! A harness of its own, because children die with the thread that started
+//! them and namespaces need a process that has one thread when it enters its
+//! user namespace. Scenarios run one after the other: each wants the machine.
+
+mod admission;
+mod attacks;
+mod network;
+mod stock;
+mod story;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+use warren_lab::topology::{Privilege, find_privilege, hide_run};
+
+/// A scenario: a name that says what must hold, and the story that checks it.
+type Scenario = (&'static str, fn() -> Result<()>);
+
+const SCENARIOS: &[Scenario] = &[
+    ("two_machines_two_commands", story::two_machines_two_commands),
+    ("a_killed_node_comes_back_by_itself", story::a_killed_node_comes_back_by_itself),
+    ("a_node_that_leaves_leaves_nothing", story::a_node_that_leaves_leaves_nothing),
+    ("both_suites_and_both_families_work", story::both_suites_and_both_families_work),
+    ("useless_codes_are_told_apart", admission::useless_codes_are_told_apart),
+    ("bad_starts_name_the_remedy", admission::bad_starts_name_the_remedy),
+    ("secrets_stay_private", admission::secrets_stay_private),
+    ("a_moved_node_keeps_its_connections", network::a_moved_node_keeps_its_connections),
+    ("streams_survive_a_bad_network", network::streams_survive_a_bad_network),
+    ("a_small_mtu_underlay_carries_large_packets", network::a_small_mtu_underlay),
+    ("a_silent_mtu_hole_is_found", network::a_silent_mtu_hole_is_found),
+    ("garbage_does_not_hurt_honest_peers", attacks::garbage_does_not_hurt_honest_peers),
+    ("forged_initiations_do_not_hurt_honest_peers", attacks::forged_initiations),
+    ("wireguard_go_reaches_the_mesh", stock::wireguard_go_reaches_the_mesh),
+    ("boringtun_reaches_the_mesh", stock::boringtun_reaches_the_mesh),
+    ("stock_wg_shows_a_warren_interface", stock::stock_wg_shows_a_warren_interface),
+];
+
+/// Minutes each; with `--long` only.
+const LONG: &[Scenario] = &[("a_rekey_loses_nothing", story::a_rekey_loses_nothing)];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
+    let names: Vec<&String> =
+        arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
+    let long = if has("--long") { LONG } else { &[] };
+    let chosen: Vec<&Scenario> = SCENARIOS
+        .iter()
+        .chain(long)
+        .filter(|(name, _)| names.is_empty() || names.iter().any(|part| name.contains(*part)))
+        .collect();
+    if has("--list") {
+        for (name, _) in chosen {
+            println!("{name}: test");
+        }
+        return ExitCode::SUCCESS;
+    }
+    match find_privilege() {
+        Ok(Privilege::Here) => {}
+        Ok(Privilege::Delegated(code)) => return code,
+        Err(error) => {
+            println!("no lab here, nothing checked: {error:#}");
+            let required = std::env::var("WARREN_LAB").is_ok_and(|value| value == "required");
+            return if required { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
+    }
+    if let Err(error) = hide_run() {
+        println!("cannot hide /run: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    run(&chosen)
+}
+
+fn run(chosen: &[&Scenario]) -> ExitCode {
+    let (mut passed, mut failed) = (0, Vec::new());
+    for (name, scenario) in chosen {
+        let start = Instant::now();
+        let outcome = catch_unwind(AssertUnwindSafe(scenario));
+        let took = start.elapsed().as_secs_f64();
+        match outcome {
+            Ok(Ok(())) => {
+                passed += 1;
+                println!("test {name} ... ok ({took:.1} s)");
+            }
+            Ok(Err(error)) => {
+                println!("test {name} ... FAILED ({took:.1} s)\n{error:#}\n");
+                failed.push(name);
+            }
+            // The panic's message was printed when it happened.
+            Err(_) => {
+                println!("test {name} ... FAILED ({took:.1} s), panicked");
+                failed.push(name);
+            }
+        }
+    }
+    let verdict = if failed.is_empty() { "ok" } else { "FAILED" };
+    println!(
+        "\ntest result: {verdict}. {passed} passed; {} failed; 0 ignored; 0 measured; 0 filtered out",
+        failed.len()
+    );
+    println!("{passed} passed, {} failed", failed.len());
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -162,7 +162,9 @@ impl UdpSocket {
             // A cut-off message (it cannot exceed the buffer) would count as empty.
             let cut = header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
             batch.lengths[i] = if cut { 0 } else { (header.msg_len as usize).min(MESSAGE_BYTES) };
-            batch.control_lengths[i] = header.msg_hdr.msg_controllen as usize;
+            #[allow(clippy::unnecessary_cast, reason = "other C libraries have a narrower type")]
+            let control_length = header.msg_hdr.msg_controllen as usize;
+            batch.control_lengths[i] = control_length;
         }
         batch.count = n;
         batch.full = n == asked;

@@ -1,0 +1,326 @@
+//! The control transport: QUIC between members, over the daemon's UDP port.
+//!
+//! [`Control::spawn`] takes who we are ([`ControlConfig`]) and the port
+//! ([`ControlSocket`]), and gives a [`ControlHandle`] to ask things of it and a
+//! channel of [`ControlEvent`]s. It connects to members, authenticates both
+//! sides, exchanges descriptors and revocations, hands out the links'
+//! pre-shared keys, admits joiners, renews certificates, and connects again by
+//! itself. [`join`] makes a machine a member before its daemon starts.
+//!
+//! Invariants: a peer gets nothing before it is authenticated; every refusal
+//! looks the same to the peer and names its check in an event; nothing here
+//! writes files except through [`Persist`]. Deliberately not here: links, TUN,
+//! configuration.
+//!
+//! How the daemon uses it:
+//! - feed every datagram whose first byte is at least 64 into
+//!   `ControlSocket::incoming` with `try_send`;
+//! - on `PeerConnected` install `psk` for the link with the peer, set the peer's
+//!   endpoint to `remote`, drop `installed`; if `dialer`, start a link handshake;
+//! - on `DirectoryChanged` update peers, routes and addresses from the views;
+//! - call `set_own_descriptor` when endpoints or clients change.
+
+mod accept;
+mod admin;
+mod core;
+mod dial;
+mod event;
+mod frame;
+mod join;
+mod persist;
+mod session;
+mod shared;
+mod socket;
+mod tls;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use quinn::{Endpoint, TokioRuntime};
+use rand_core::RngCore;
+use tokio::sync::{mpsc, oneshot};
+use warren_control::ca;
+use warren_control::descriptor::{DescriptorError, SignedDescriptor};
+use warren_control::directory::{ApplyError, Directory, NodeView};
+use warren_control::identity::IdentityKey;
+use warren_control::membership::Membership;
+use warren_control::network::NetworkParameters;
+use warren_control::revocation::SignedRevocation;
+use warren_control::wire::ALPN_CONTROL;
+use warren_types::{LinkPublicKey, NodeId, NodeName};
+
+pub use self::admin::{Admin, AdminError, Persist};
+use self::core::{Command, Core, Input, Parts, Target};
+pub use self::core::{ConnectionInfo, FULL_MESH, NEIGHBOURS, OwnDescriptor};
+pub use self::event::{ControlEvent, PeerConnected, RefuseReason};
+pub use self::join::{JoinError, JoinRequestOptions, Joined, join};
+use self::shared::Shared;
+pub use self::shared::{Clock, system_clock};
+use self::socket::QuicSocket;
+pub use self::socket::{ControlSocket, Datagram, DatagramSender};
+pub use self::tls::{Timing, TlsError};
+use crate::random::OsRandom;
+
+/// Who we are and whom we know.
+pub struct ControlConfig {
+    /// The network.
+    pub network: NetworkParameters,
+    /// How its members are recognised.
+    pub membership: Membership,
+    /// Our identity key.
+    pub key: Arc<IdentityKey>,
+    /// Our certificate chain, leaf first, without the root; empty unless the
+    /// network uses certificates.
+    pub chain: Vec<Vec<u8>>,
+    /// What we say about ourselves.
+    pub own: OwnDescriptor,
+    /// The CA, when we hold it.
+    pub admin: Option<Admin>,
+    /// Descriptors from the last run (expired ones serve as hints where to
+    /// dial) or from joining.
+    pub known: Vec<SignedDescriptor>,
+    /// Revocations from the last run or from joining.
+    pub revocations: Vec<SignedRevocation>,
+    /// Addresses to dial, with the node expected there when it is known.
+    pub bootstrap: Vec<(Option<NodeId>, SocketAddr)>,
+    /// Where state goes.
+    pub persist: Arc<dyn Persist>,
+    /// Seconds since 1970.
+    pub clock: Clock,
+    /// Times.
+    pub timing: Timing,
+}
+
+/// The control transport could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// TLS refused our key or chain.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Our own certificate or name is not acceptable.
+    #[error("this node's own identity is not acceptable: {0}")]
+    Own(String),
+    /// The endpoint could not start.
+    #[error("QUIC could not start: {0}")]
+    Endpoint(#[from] std::io::Error),
+}
+
+/// Starts the control transport.
+#[derive(Debug)]
+pub struct Control;
+
+impl Control {
+    /// Starts all tasks on the current tokio runtime. Events must be received;
+    /// they are few (refusals are limited) and not bounded.
+    ///
+    /// # Errors
+    /// When our own identity cannot be used.
+    pub fn spawn(
+        config: ControlConfig,
+        socket: ControlSocket,
+    ) -> Result<(ControlHandle, mpsc::UnboundedReceiver<ControlEvent>), ControlError> {
+        let now = (config.clock)();
+        let own_id = config.key.id();
+        let shown = shown_chain(&config, now)?;
+        let client = tls::client(&config.key, &shown, ALPN_CONTROL, &config.timing)?;
+        let server = tls::server(&config.key, &shown, config.admin.is_some(), &config.timing)?;
+        let endpoint = Endpoint::new_with_abstract_socket(
+            tls::endpoint(),
+            Some(server),
+            Arc::new(QuicSocket::from(socket)),
+            Arc::new(TokioRuntime),
+        )?;
+
+        let mut directory = Directory::new(config.network.id, config.membership);
+        let mut bootstrap = config.bootstrap;
+        for record in config.revocations {
+            if let Err(error) = directory.revoke(record) {
+                tracing::warn!(%error, "a stored revocation was not taken in");
+            }
+        }
+        let mut sequence = 0;
+        for descriptor in &config.known {
+            let Ok((id, number)) = descriptor.peek() else { continue };
+            if id == own_id {
+                sequence = sequence.max(number);
+                continue;
+            }
+            match directory.apply(descriptor, now) {
+                Ok(_) => {}
+                Err(ApplyError::Descriptor(DescriptorError::Expired)) => {
+                    bootstrap.extend(descriptor.endpoints().into_iter().map(|e| (None, e)));
+                }
+                Err(error) => tracing::debug!(%error, "a stored descriptor was not taken in"),
+            }
+        }
+
+        let (input, inputs) = mpsc::channel(256);
+        let (events, receiver) = mpsc::unbounded_channel();
+        let placeholder = SignedDescriptor { body: vec![], signature: [0; 64], mac: vec![] };
+        let shared = Arc::new(Shared::new(
+            config.key,
+            OsRandom.next_u64(),
+            config.clock,
+            config.timing,
+            input.clone(),
+            directory,
+            placeholder,
+        ));
+        let parts = Parts {
+            network: config.network,
+            own: config.own,
+            sequence,
+            chain: config.chain,
+            admin: config.admin,
+            persist: config.persist,
+            bootstrap,
+            events,
+            endpoint: endpoint.clone(),
+            client,
+        };
+        let handle = ControlHandle { input, shared: shared.clone(), admin: parts.admin.is_some() };
+        // The core publishes our descriptor before it does anything else; the
+        // acceptor starts after that.
+        let mut core = Core::new(shared.clone(), parts);
+        core.publish();
+        tokio::spawn(core.run(inputs));
+        tokio::spawn(accept::run(shared, endpoint));
+        Ok((handle, receiver))
+    }
+}
+
+/// The chain that TLS shows: with the root, so that joiners can recognise it.
+fn shown_chain(config: &ControlConfig, now: u64) -> Result<Vec<Vec<u8>>, ControlError> {
+    match &config.membership {
+        Membership::Certificate(root) => {
+            if config.chain.is_empty() {
+                return Err(ControlError::Own("the certificate is missing".into()));
+            }
+            Ok(config.chain.iter().cloned().chain([root.certificate.clone()]).collect())
+        }
+        Membership::Key(_) | Membership::Psk(_) => {
+            let own = ca::self_signed(&config.key, now, &mut OsRandom)
+                .map_err(|e| ControlError::Own(e.to_string()))?;
+            Ok(vec![own])
+        }
+    }
+}
+
+/// Asks things of the control transport. Cheap to clone.
+#[derive(Clone)]
+pub struct ControlHandle {
+    input: mpsc::Sender<Input>,
+    shared: Arc<Shared>,
+    admin: bool,
+}
+
+impl std::fmt::Debug for ControlHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ControlHandle").field("node", &self.shared.id()).finish_non_exhaustive()
+    }
+}
+
+impl ControlHandle {
+    async fn command(&self, command: Command) {
+        // Fails only when the transport has stopped, which its events said.
+        let _ = self.input.send(Input::Command(command)).await;
+    }
+
+    /// Connects to a node now, and keeps a connection to it in large networks
+    /// too.
+    pub async fn connect(&self, node: NodeId) {
+        self.command(Command::Connect(Target::Node(node))).await;
+    }
+
+    /// Connects to whatever member answers at an address.
+    pub async fn connect_endpoint(&self, address: SocketAddr) {
+        self.command(Command::Connect(Target::Endpoint(address))).await;
+    }
+
+    /// Publishes a new descriptor if anything changed.
+    pub async fn set_own_descriptor(&self, own: OwnDescriptor) {
+        self.command(Command::SetOwn(Box::new(own))).await;
+    }
+
+    /// Makes a join code for `uses` nodes, valid for `life` seconds. Returns the
+    /// code and its end (seconds since 1970).
+    ///
+    /// # Errors
+    /// When this node is no admin, knows no endpoint of its own, or cannot write.
+    pub async fn invite(&self, life: u64, uses: u32) -> Result<(String, u64), AdminError> {
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Invite { life, uses, reply }).await;
+        answer.await.unwrap_or(Err(AdminError::Stopping))
+    }
+
+    /// Revokes the member called `name`, at once and for good.
+    ///
+    /// # Errors
+    /// When this node is no admin, nobody has the name, or it cannot write.
+    pub async fn revoke(&self, name: NodeName) -> Result<NodeId, AdminError> {
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Revoke { name, reply }).await;
+        answer.await.unwrap_or(Err(AdminError::Stopping))
+    }
+
+    /// Renews our certificate now, from any connected admin.
+    pub async fn renew(&self) {
+        self.command(Command::Renew).await;
+    }
+
+    /// Every known member, ourselves included, in the order of ids.
+    pub fn directory(&self) -> Vec<Arc<NodeView>> {
+        self.shared.directory().views().cloned().collect()
+    }
+
+    /// One member.
+    pub fn member(&self, node: NodeId) -> Option<Arc<NodeView>> {
+        self.shared.directory().get(node).cloned()
+    }
+
+    /// True when a node or client goes by the name.
+    pub fn has_name(&self, name: &NodeName) -> bool {
+        self.shared.directory().has_name(name)
+    }
+
+    /// Free overlay addresses for a WireGuard client with `key`, IPv6 first.
+    /// `None` when none is free for this key: make another key.
+    pub fn client_addresses(&self, key: &LinkPublicKey) -> Option<Vec<IpAddr>> {
+        let directory = self.shared.directory();
+        admin::client_addresses(directory.network(), key, &directory)
+    }
+
+    /// Control connections that are up.
+    pub async fn connections(&self) -> Vec<ConnectionInfo> {
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Connections(reply)).await;
+        answer.await.unwrap_or_default()
+    }
+
+    /// End of our certificate, seconds since 1970; `None` without certificates.
+    pub fn certificate_expires(&self) -> Option<u64> {
+        self.member(self.shared.id()).and_then(|v| v.descriptor.certificate_expires)
+    }
+
+    /// True when this node admits, renews and revokes.
+    pub fn is_admin(&self) -> bool {
+        self.admin
+    }
+
+    /// Leaves the network: peers forget us (and the admin frees our name), then
+    /// everything stops. The caller removes the state directory.
+    pub async fn leave(&self) {
+        self.stop(true).await;
+    }
+
+    /// Stops: peers notice at once, and keep us in their directories.
+    pub async fn shutdown(&self) {
+        self.stop(false).await;
+    }
+
+    async fn stop(&self, leave: bool) {
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Stop { leave, reply }).await;
+        let _ = answer.await;
+    }
+}

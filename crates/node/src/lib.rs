@@ -8,12 +8,15 @@
 
 pub mod api;
 pub mod config;
+pub mod daemon;
 pub mod fault;
 pub mod keys;
 pub mod random;
 pub mod start;
 pub mod store;
+pub mod system;
 pub mod telemetry;
+pub mod transport;
 pub mod uapi;
 pub mod wg_client;
 pub mod workers;

@@ -75,11 +75,4 @@ pub enum Outcome {
 /// How the daemon ends: `Ok` after a requested stop.
 pub type Ended = Result<(), Fault>;
 
-/// Runs the daemon to its end.
-///
-/// # Errors
-/// Why it could not start or had to end.
-#[expect(clippy::unused_async, reason = "the signature is the daemon's")]
-pub async fn run(_start: Start) -> Ended {
-    Err(Fault::new(crate::fault::FaultKind::Internal, "this build of Warren has no daemon"))
-}
+pub use crate::daemon::run;

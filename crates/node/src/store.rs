@@ -387,7 +387,7 @@ impl Store {
     ///
     /// # Errors
     /// When a file cannot be removed.
-    pub fn wipe(self) -> Result<(), Fault> {
+    pub fn wipe(&self) -> Result<(), Fault> {
         wipe(&self.dir)
     }
 }

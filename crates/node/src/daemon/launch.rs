@@ -1,0 +1,440 @@
+//! The start of a node, in the order that leaves nothing half-made: check the
+//! configuration, lock the state, take interface and port, become a member,
+//! set up the interface, drop privileges, then serve.
+//!
+//! Invariants: no invitation is used up before interface and port are ours; a
+//! new network is stored only when its interface is up; privileges are dropped
+//! before the first thread that handles packets starts.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+use warren_control::descriptor::{ClientRecord, SignedDescriptor};
+use warren_control::identity::IdentityKey;
+use warren_control::join_code::JoinCode;
+use warren_control::registry::Registry;
+use warren_control::revocation::SignedRevocation;
+use warren_control::token::Invites;
+use warren_os::privileges::{self, Kept};
+use warren_os::tun::Tun;
+use warren_proto::engine::{Engine, EngineConfig};
+use warren_proto::link::event::ToEngine;
+use warren_proto::link::tables::Tables;
+use warren_proto::noise::StaticKey;
+use warren_types::api::Event;
+use warren_types::{DropCounters, LinkPublicKey};
+
+use super::membership::{self, Standing};
+use super::mesh::{Mesh, client_peer};
+use super::{Daemon, Inbox, startup, unix_now};
+use crate::api;
+use crate::config::{Auth, Config, Endpoint};
+use crate::fault::{Fault, FaultKind};
+use crate::random::OsRandom;
+use crate::start::{Ended, Intent, Outcome, Ready, Start};
+use crate::store::{Certificates, DirectorySnapshot, Member, Store};
+use crate::transport::{
+    self, Clock, Control, ControlConfig, ControlSocket, Datagram, JoinError, JoinRequestOptions,
+    OwnDescriptor, Persist, Timing,
+};
+use crate::uapi;
+use crate::workers::{EngineQueues, WorkerConfig, Workers};
+
+/// Seconds the first join code of a new network is valid.
+const FIRST_INVITE_S: u64 = 900;
+/// Queue lengths. Handshakes: 256 of 148 bytes are a tenth of a second of work
+/// for one core; more would only grow old.
+const HANDSHAKES: usize = 256;
+const QUIC: usize = 1024;
+const LINK_EVENTS: usize = 1024;
+const REQUESTS: usize = 64;
+
+struct StorePersist(Arc<Store>);
+
+impl Persist for StorePersist {
+    fn save_directory(
+        &self,
+        descriptors: &[Arc<SignedDescriptor>],
+        revocations: &[SignedRevocation],
+    ) -> Result<(), String> {
+        let snapshot = DirectorySnapshot {
+            descriptors: descriptors.iter().map(|d| SignedDescriptor::clone(d)).collect(),
+            revocations: revocations.to_vec(),
+        };
+        self.0.save_directory(&snapshot).map_err(|e| e.to_string())
+    }
+
+    fn save_admin(&self, invites: &Invites, registry: &Registry) -> Result<(), String> {
+        self.0
+            .save_list("invites", invites)
+            .and_then(|()| self.0.save_list("registry", registry))
+            .map_err(|e| e.to_string())
+    }
+
+    fn save_certificate(&self, chain: &[Vec<u8>]) -> Result<(), String> {
+        self.0
+            .certificates()
+            .and_then(|old| {
+                self.0.save_certificates(&Certificates { chain: chain.to_vec(), ca: old.ca })
+            })
+            .map_err(|e| e.to_string())
+    }
+}
+
+/// Runs one node until it is stopped.
+///
+/// # Errors
+/// [`Fault`] when it cannot start or go on, with the remedy.
+pub async fn run(start: Start) -> Ended {
+    let Start { config, intent, events, ready, stop } = start;
+    let store = Arc::new(Store::open(&config.state_dir)?);
+    let stored = store.member()?;
+    refuse_second_network(&intent, stored.as_ref())?;
+
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let pairs = config.worker_pairs(cores);
+    let underlay = startup::bind(&config, pairs)?;
+    let tun = startup::open_tun(&config, pairs)?;
+    let interface = tun.name().to_owned();
+    let mtu = config.interface_mtu();
+
+    let identity = Arc::new(store.identity(&mut OsRandom)?);
+    let link_key = StaticKey::new(&store.link_key(&mut OsRandom)?);
+    let now_s = unix_now().as_secs();
+    let fresh = stored.is_none();
+    let mut standing = match (stored, &intent) {
+        (Some(member), _) => membership::load(&store, &config, &identity, member)?,
+        (None, Intent::Up) => membership::create(&config, &identity, link_key.public(), now_s)?,
+        (None, Intent::Join { code }) => join(&store, &config, &identity, &link_key, code).await?,
+    };
+    let prefixes = membership::prefixes(&standing.member.network);
+    startup::configure(&interface, mtu, &standing.member.addresses, &prefixes)?;
+    if fresh {
+        membership::save(&store, &standing)?;
+    }
+    let listener = api::bind(&config.api_socket())?;
+    let wg_tool =
+        interface.parse().ok().and_then(|name| uapi::bind(uapi::RUN_DIR.as_ref(), &name).ok());
+    if wg_tool.is_none() {
+        tracing::info!("`wg show` will not work: {} cannot be written", uapi::RUN_DIR);
+    }
+    confine(&config, wg_tool.as_ref().map(|s| s.path().to_owned()));
+
+    let epoch = Instant::now();
+    let drops = Arc::new(DropCounters::default());
+    let tables = Arc::new(Tables::default());
+    let mut engine = Engine::new(
+        EngineConfig::new(link_key, standing.member.addresses.clone(), mtu, drops.clone()),
+        tables.clone(),
+        epoch,
+    );
+    let (handshakes, handshakes_in) = mpsc::channel(HANDSHAKES);
+    let (quic, quic_in) = mpsc::channel(QUIC);
+    let (links, links_in) = mpsc::channel(LINK_EVENTS);
+    let workers = spawn_workers(
+        tun,
+        &underlay,
+        tables,
+        drops.clone(),
+        EngineQueues { handshakes, quic, events: links },
+        &engine,
+        epoch,
+    )?;
+    let sender = workers.sender();
+
+    let clients = store.clients()?;
+    for client in &clients {
+        engine.upsert_peer(
+            client_peer(client),
+            super::Now { instant: Instant::now(), unix: unix_now() },
+            &mut OsRandom,
+        );
+    }
+    let mesh = Mesh::new(identity.id(), standing.member.network.suite, config.pq, clients);
+    let endpoints = advertised(&config, underlay.local, &interface).await;
+    let id = identity.id();
+    let admin = standing.admin.is_some();
+    let saved = store.directory();
+    let (control, control_events) = Control::spawn(
+        ControlConfig {
+            key: identity,
+            network: standing.member.network.clone(),
+            membership: standing.membership.clone(),
+            chain: std::mem::take(&mut standing.chain),
+            own: own_descriptor(&standing.member, engine.public_key(), &mesh, &endpoints),
+            admin: standing.admin.take(),
+            persist: Arc::new(StorePersist(store.clone())),
+            bootstrap: bootstrap(&config).await,
+            known: saved.descriptors,
+            revocations: saved.revocations,
+            clock: clock(),
+            timing: Timing::default(),
+        },
+        control_socket(sender.clone(), quic_in, underlay.local.port()),
+    )
+    .map_err(|e| Fault::new(FaultKind::Internal, e.to_string()))?;
+
+    let (requests, requests_in) = mpsc::channel(REQUESTS);
+    tokio::spawn({
+        let (requests, events) = (requests.clone(), events.clone());
+        async move {
+            if let Err(error) = api::serve(listener, requests, events).await {
+                tracing::error!(%error, "the local API has stopped");
+            }
+        }
+    });
+    if let Some(socket) = wg_tool {
+        tokio::spawn(uapi::serve(socket, requests));
+    }
+
+    let daemon = Daemon {
+        store,
+        config,
+        id,
+        member: standing.member.clone(),
+        prefixes,
+        interface,
+        listen: underlay.local,
+        endpoints,
+        mtu,
+        admin,
+        epoch,
+        engine,
+        workers,
+        sender,
+        drops,
+        mesh,
+        control,
+        events: events.clone(),
+        notices: BTreeMap::new(),
+        ending: None,
+    };
+    let outcome = match (fresh, &intent) {
+        (false, _) => Outcome::Restarted { admin },
+        (true, Intent::Join { .. }) => Outcome::Joined,
+        (true, Intent::Up) if admin => {
+            let code = daemon.control.invite(FIRST_INVITE_S, 1).await;
+            Outcome::Created { code: code.map(|(code, _)| code).ok() }
+        }
+        (true, Intent::Up) => Outcome::Created { code: None },
+    };
+    events.publish(Event::Started {
+        name: standing.member.name.to_string(),
+        addresses: standing.member.addresses.clone(),
+    });
+    let _nobody_waits = ready.send(Ready {
+        node: standing.member.name,
+        network: standing.member.network.name,
+        addresses: standing.member.addresses,
+        outcome,
+    });
+    let inbox = Inbox {
+        handshakes: handshakes_in,
+        links: links_in,
+        control: control_events,
+        requests: requests_in,
+    };
+    daemon.serve(inbox, stop).await
+}
+
+fn clock() -> Clock {
+    Arc::new(|| unix_now().as_secs())
+}
+
+fn refuse_second_network(intent: &Intent, stored: Option<&Member>) -> Result<(), Fault> {
+    let (Intent::Join { .. }, Some(member)) = (intent, stored) else { return Ok(()) };
+    Err(Fault::new(
+        FaultKind::State,
+        format!(
+            "this machine is already a member of `{}` as `{}`",
+            member.network.name, member.name
+        ),
+    )
+    .remedy(
+        "`warren up` starts it again; `warren leave` first to join another network, or give \
+         another --state-dir",
+    ))
+}
+
+/// Becomes a member by a join code, over a port of its own.
+async fn join(
+    store: &Store,
+    config: &Config,
+    identity: &Arc<IdentityKey>,
+    link_key: &StaticKey,
+    code: &str,
+) -> Result<Standing, Fault> {
+    let Auth::Certificate = config.auth else {
+        return Err(Fault::new(
+            FaultKind::Config,
+            format!("a network in {} mode is not joined by a code", config.auth.as_str()),
+        )
+        .remedy("start this node with `warren up --config FILE`, the file naming the mode"));
+    };
+    let code = JoinCode::decode(code, unix_now().as_secs())
+        .map_err(|e| Fault::new(FaultKind::Refused, e.to_string()))?;
+    if let Some(network) = config.network.as_ref().filter(|n| **n != code.network) {
+        return Err(Fault::new(
+            FaultKind::Config,
+            format!("the code is for the network `{}`, not `{network}`", code.network),
+        )
+        .remedy("drop the setting `network`: a joining node takes it from the code"));
+    }
+    let joined = transport::join(
+        &code,
+        &JoinRequestOptions {
+            key: identity.clone(),
+            name: membership::choose_name(config)?,
+            link_key: link_key.public(),
+            bind: SocketAddr::from(([0_u16; 8], 0)),
+            clock: clock(),
+            timing: Timing::default(),
+        },
+    )
+    .await
+    .map_err(|error| {
+        let kind = match error {
+            JoinError::Unreachable { .. } => FaultKind::Unreachable,
+            JoinError::Bind { .. } => FaultKind::Resource,
+            JoinError::Local(_) => FaultKind::Internal,
+            _ => FaultKind::Refused,
+        };
+        Fault::new(kind, error.to_string())
+    })?;
+    let member = Member { network: joined.network, name: joined.name, addresses: joined.addresses };
+    let standing = membership::joined(config, member, joined.chain, joined.ca)?;
+    store.save_directory(&DirectorySnapshot {
+        descriptors: joined.descriptors,
+        revocations: joined.revocations,
+    })?;
+    membership::save(store, &standing)?;
+    Ok(standing)
+}
+
+#[expect(clippy::too_many_arguments, reason = "called once; each part has its own origin")]
+fn spawn_workers(
+    tun: Tun,
+    underlay: &startup::Underlay,
+    tables: Arc<Tables>,
+    drops: Arc<DropCounters>,
+    queues: EngineQueues,
+    engine: &Engine,
+    epoch: Instant,
+) -> Result<Workers, Fault> {
+    let offloads = tun.offloads();
+    Workers::spawn(WorkerConfig {
+        queues: tun.into_queues(),
+        offloads,
+        sockets: underlay.sockets.clone(),
+        tables,
+        drops,
+        engine: queues,
+        mac_key: engine.mac_key(),
+        epoch,
+    })
+    .map_err(|e| Fault::new(FaultKind::Resource, format!("cannot start the data path: {e}")))
+}
+
+/// What this node says about itself.
+pub(super) fn own_descriptor(
+    member: &Member,
+    link_key: LinkPublicKey,
+    mesh: &Mesh,
+    endpoints: &[SocketAddr],
+) -> OwnDescriptor {
+    let clients = mesh.clients().iter().map(|client| ClientRecord {
+        name: client.name.clone(),
+        key: client.public_key,
+        addresses: client.addresses.clone(),
+    });
+    OwnDescriptor {
+        name: member.name.clone(),
+        link_key,
+        addresses: member.addresses.clone(),
+        clients: clients.collect(),
+        endpoints: endpoints.to_vec(),
+    }
+}
+
+/// The control transport's view of the shared port.
+fn control_socket(
+    sender: crate::workers::DatagramSender,
+    mut from_workers: mpsc::Receiver<ToEngine>,
+    port: u16,
+) -> ControlSocket {
+    let (feed, incoming) = mpsc::channel(QUIC);
+    tokio::spawn(async move {
+        while let Some(event) = from_workers.recv().await {
+            if let ToEngine::Quic { from, ecn, data } = event {
+                // QUIC repairs what a full queue loses.
+                let _full = feed.try_send(Datagram { from, ecn, data });
+            }
+        }
+    });
+    let send = move |to: SocketAddr, ecn: u8, data: &[u8]| {
+        sender
+            .send(&warren_os::udp::Transmit { to, data, segment: data.len(), tos: ecn })
+            .map_err(|e| e.source)
+    };
+    ControlSocket { sender: Arc::new(send), incoming, port }
+}
+
+/// Drops what the daemon does not need from here on.
+fn confine(config: &Config, wg_socket: Option<PathBuf>) {
+    if config.dangerous.keep_privileges {
+        tracing::warn!("privileges are kept: [dangerous] keep_privileges is set");
+        return;
+    }
+    let mut writable = vec![config.state_dir.clone()];
+    writable.extend(wg_socket.and_then(|path| path.parent().map(PathBuf::from)));
+    for measure in privileges::confine(&Kept { writable, readable: Vec::new() }) {
+        match measure.outcome {
+            Ok(_) => tracing::info!("confined: {measure}"),
+            Err(_) => tracing::warn!("confined less than could be: {measure}"),
+        }
+    }
+}
+
+async fn resolve(endpoint: &Endpoint) -> Vec<SocketAddr> {
+    if let Some(address) = endpoint.address() {
+        return vec![address];
+    }
+    match tokio::net::lookup_host((endpoint.host(), endpoint.port())).await {
+        Ok(addresses) => addresses.collect(),
+        Err(error) => {
+            tracing::warn!(%endpoint, %error, "cannot resolve");
+            Vec::new()
+        }
+    }
+}
+
+/// Where others are told to reach this node.
+async fn advertised(config: &Config, local: SocketAddr, interface: &str) -> Vec<SocketAddr> {
+    if config.endpoints.is_empty() {
+        return startup::local_endpoints(local, interface);
+    }
+    let mut all = Vec::new();
+    for endpoint in &config.endpoints {
+        all.extend(resolve(endpoint).await);
+    }
+    all
+}
+
+/// Where the control transport starts looking, besides what is remembered.
+async fn bootstrap(config: &Config) -> Vec<(Option<warren_types::NodeId>, SocketAddr)> {
+    let mut all = Vec::new();
+    for endpoint in &config.bootstrap {
+        all.extend(resolve(endpoint).await.into_iter().map(|a| (None, a)));
+    }
+    if let Auth::Key { peers } = &config.auth {
+        for peer in peers {
+            let Some(endpoint) = &peer.endpoint else { continue };
+            all.extend(resolve(endpoint).await.into_iter().map(|a| (Some(peer.public_key), a)));
+        }
+    }
+    all
+}

@@ -1,0 +1,389 @@
+//! The daemon: ties the engine, the workers, the control transport, the local
+//! API and the operating system together in one loop.
+//!
+//! In: a [`Start`], packets (through the workers), control events, API
+//! requests. Out: a TUN interface that reaches the network's members, and
+//! events. Invariants: everything slow runs in this one task on one thread, so
+//! there are no locks; traffic never passes through it (the workers carry it);
+//! whatever was opened is released when it ends, however it ends.
+//! Deliberately not here: protocol rules (`warren-proto`, `warren-control`).
+
+mod clients;
+mod launch;
+mod membership;
+mod mesh;
+mod requests;
+mod startup;
+mod status;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use ipnet::IpNet;
+use tokio::sync::mpsc;
+use warren_control::directory::{DirectoryChange, NodeView};
+use warren_proto::engine::{Engine, LinkEvent, LinkState, Now, Transmit};
+use warren_proto::link::event::ToEngine;
+use warren_types::api::Event;
+use warren_types::{DropCounters, DropReason, LinkPublicKey, NodeId};
+
+use crate::api::{ApiRequest, EventLog};
+use crate::random::OsRandom;
+use crate::start::Ended;
+use crate::store::{Member, Store};
+use crate::transport::{ControlEvent, ControlHandle, PeerConnected};
+use crate::workers::{DatagramSender, Workers};
+use mesh::{Mesh, Owner};
+
+/// Events of the workers taken in one turn, before anything else gets a turn.
+const TURN: usize = 64;
+/// How often endpoints, certificates and the like are looked at.
+const HOUSEKEEPING: Duration = Duration::from_secs(5);
+
+/// Clocks of members further apart than this are worth a line in the log, s.
+const CLOCK_WARNING_S: i64 = 60;
+
+/// Wall-clock time since the Unix epoch.
+fn unix_now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Queues that end in the loop.
+struct Inbox {
+    handshakes: mpsc::Receiver<ToEngine>,
+    links: mpsc::Receiver<ToEngine>,
+    control: mpsc::UnboundedReceiver<ControlEvent>,
+    requests: mpsc::Receiver<ApiRequest>,
+}
+
+/// One running node.
+struct Daemon {
+    store: Arc<Store>,
+    config: crate::config::Config,
+    id: NodeId,
+    member: Member,
+    prefixes: Vec<IpNet>,
+    interface: String,
+    listen: SocketAddr,
+    endpoints: Vec<SocketAddr>,
+    mtu: u32,
+    admin: bool,
+    epoch: Instant,
+    engine: Engine,
+    workers: Workers,
+    sender: DatagramSender,
+    drops: Arc<DropCounters>,
+    mesh: Mesh,
+    control: ControlHandle,
+    events: EventLog,
+    /// Lasting warnings for `warren status`, by topic.
+    notices: BTreeMap<&'static str, String>,
+    /// Why the loop should end.
+    ending: Option<Ending>,
+}
+
+/// How a daemon ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// State stays.
+    Stop,
+    /// State is removed.
+    Leave,
+}
+
+pub use launch::run;
+
+impl Daemon {
+    fn now(&self) -> Now {
+        Now { instant: Instant::now(), unix: unix_now() }
+    }
+
+    /// The loop.
+    async fn serve(
+        mut self,
+        mut inbox: Inbox,
+        mut stop: tokio::sync::oneshot::Receiver<()>,
+    ) -> Ended {
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while self.ending.is_none() {
+            self.flush();
+            let deadline = self.engine.poll_timeout().map(|(at, _)| at);
+            let timer = async {
+                match deadline {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                _ = &mut stop => self.ending = Some(Ending::Stop),
+                Some(event) = inbox.control.recv() => self.handle_control(event),
+                Some(event) = inbox.links.recv() => {
+                    self.handle_worker(event, 0);
+                    for _ in 1..TURN {
+                        let Ok(event) = inbox.links.try_recv() else { break };
+                        self.handle_worker(event, 0);
+                    }
+                }
+                Some(request) = inbox.requests.recv() => self.handle_request(request).await,
+                () = timer => self.engine.handle_timeout(self.now(), &mut OsRandom),
+                _ = housekeeping.tick() => self.keep_house(),
+                // Last: strangers can fill this one.
+                Some(event) = inbox.handshakes.recv() => {
+                    let queued = inbox.handshakes.len();
+                    self.handle_worker(event, queued);
+                }
+                else => break,
+            }
+        }
+        self.end().await
+    }
+
+    /// Sends what the engine wants sent, tells what happened.
+    fn flush(&mut self) {
+        while let Some(transmit) = self.engine.poll_transmit() {
+            self.send(&transmit);
+        }
+        while let Some(event) = self.engine.poll_event() {
+            self.handle_link(event);
+        }
+    }
+
+    fn send(&self, transmit: &Transmit) {
+        let result = if transmit.dont_fragment {
+            self.sender.send(&warren_os::udp::Transmit {
+                to: transmit.to,
+                data: &transmit.data,
+                segment: transmit.data.len(),
+                tos: 0,
+            })
+        } else {
+            self.sender.send_fragmentable(transmit.to, &transmit.data)
+        };
+        if let Err(error) = result {
+            self.drops.count(DropReason::SendFailed);
+            tracing::debug!(%error, "datagram not sent");
+        }
+    }
+
+    fn handle_worker(&mut self, event: ToEngine, queued: usize) {
+        let now = self.now();
+        let rng = &mut OsRandom;
+        match event {
+            ToEngine::Handshake { from, data } => {
+                self.engine.handle_handshake(from, &data, queued, now, rng);
+            }
+            ToEngine::LinkFrame { peer, data, .. } => {
+                self.engine.handle_link_frame(&peer, &data, now, rng);
+            }
+            ToEngine::Staged { peer, packets } => {
+                self.dial(&peer.key);
+                self.engine.handle_staged(&peer, packets, now, rng);
+            }
+            ToEngine::Confirmed { session } => self.engine.handle_confirmed(&session, now, rng),
+            ToEngine::Roamed { peer, to } => self.engine.handle_roamed(&peer, to, now, rng),
+            // The control transport has its own queue.
+            ToEngine::Quic { .. } => {}
+        }
+    }
+
+    /// Traffic wants a member we have no control connection with.
+    fn dial(&self, key: &LinkPublicKey) {
+        if let Some(Owner::Node(id)) = self.mesh.owner(key)
+            && !self.mesh.is_connected(*id)
+        {
+            let (control, id) = (self.control.clone(), *id);
+            tokio::spawn(async move { control.connect(id).await });
+        }
+    }
+
+    fn handle_link(&mut self, event: LinkEvent) {
+        tracing::debug!(?event, "link");
+        if let LinkEvent::SessionEstablished { peer, .. } = &event
+            && let Some(id) = self.mesh.settled(peer)
+        {
+            self.update_peer(id);
+        }
+        match event {
+            LinkEvent::SessionEstablished {
+                peer, endpoint: Some(endpoint), rekey: false, ..
+            } => {
+                // Of members the round trip is measured next, and told with it.
+                if matches!(self.mesh.owner(&peer), Some(Owner::Client(_))) {
+                    self.promoted(&peer, endpoint, None);
+                }
+            }
+            LinkEvent::RttMeasured { peer, rtt } => {
+                let endpoint =
+                    self.engine.link(&peer).and_then(|l| l.endpoint.load().as_deref().copied());
+                if let Some(endpoint) = endpoint {
+                    self.promoted(&peer, endpoint, Some(rtt.as_secs_f64() * 1e3));
+                }
+            }
+            LinkEvent::EndpointChanged { peer, to } => self.promoted(&peer, to, None),
+            LinkEvent::PeerUnreachable { peer } => {
+                if let Some(name) = self.mesh.name_of(&peer) {
+                    self.events.publish(Event::PeerUnreachable { name });
+                }
+            }
+            LinkEvent::Refused { from, reason, .. } => {
+                tracing::warn!(%from, %reason, "link handshake refused");
+                self.events.publish(Event::Refused { remote: from, reason: reason.to_string() });
+            }
+            LinkEvent::PathMtuChanged { peer, mtu } => {
+                tracing::info!(peer = self.mesh.name_of(&peer), mtu, "path MTU changed");
+            }
+            LinkEvent::SessionEstablished { .. }
+            | LinkEvent::PathSuspected { .. }
+            | LinkEvent::HandshakeAbandoned { .. } => {}
+        }
+    }
+
+    fn promoted(&self, peer: &LinkPublicKey, endpoint: SocketAddr, rtt_ms: Option<f64>) {
+        if let Some(name) = self.mesh.name_of(peer) {
+            let path = "direct".to_owned();
+            self.events.publish(Event::PathPromoted { name, path, endpoint, rtt_ms });
+        }
+    }
+}
+
+impl Daemon {
+    fn handle_control(&mut self, event: ControlEvent) {
+        match event {
+            ControlEvent::PeerConnected(peer) => self.peer_connected(*peer),
+            ControlEvent::PeerLost { node, name, reason } => {
+                tracing::info!(%name, %reason, "control connection lost");
+                self.mesh.disconnected(node);
+                self.update_peer(node);
+            }
+            ControlEvent::DirectoryChanged(changes) => {
+                for change in changes {
+                    self.handle_change(change);
+                }
+            }
+            ControlEvent::NodeAdmitted { name, remote, .. } => {
+                tracing::info!(%name, %remote, "node admitted");
+                self.events.publish(Event::NodeAdmitted { name: name.to_string() });
+            }
+            ControlEvent::Refused { remote, reason } => {
+                tracing::warn!(%remote, %reason, "control connection refused");
+                self.events.publish(Event::Refused { remote, reason: reason.to_string() });
+            }
+            ControlEvent::DialFailed { node, endpoints, reason, refused, attempt } => {
+                let name = node.and_then(|id| self.mesh.view(id)).map(|v| v.name.to_string());
+                if refused && attempt <= 1 {
+                    tracing::warn!(name, ?endpoints, %reason, "the other side refused the control connection; its log says why");
+                } else {
+                    tracing::info!(name, ?endpoints, %reason, attempt, "cannot connect");
+                }
+            }
+            ControlEvent::CertificateRenewed { not_after } => {
+                tracing::info!(not_after, "certificate renewed");
+                self.notices.remove("renewal");
+            }
+            ControlEvent::RenewalFailed { not_after, reason } => {
+                tracing::warn!(not_after, %reason, "certificate not renewed");
+                self.notices
+                    .insert("renewal", format!("the certificate could not be renewed: {reason}"));
+            }
+            ControlEvent::RenewedFor { node } => {
+                let name = self.mesh.view(node).map(|v| v.name.to_string());
+                tracing::info!(name, "renewed a member's certificate");
+            }
+            ControlEvent::Revoked => {
+                tracing::error!("this node was revoked: nobody talks to it any more");
+                self.notices.insert(
+                    "revoked",
+                    "this node was revoked: `warren leave`, then join afresh with a new code"
+                        .to_owned(),
+                );
+            }
+            ControlEvent::NotSaved { reason } => {
+                tracing::error!(%reason, "state not saved");
+                self.notices.insert("state", reason);
+            }
+        }
+    }
+
+    fn peer_connected(&mut self, peer: PeerConnected) {
+        let id = peer.node;
+        self.learn(peer.view.clone());
+        self.mesh.connected(id, peer.remote, peer.psk, peer.post_quantum, peer.dialer);
+        if peer.clock_ahead_s.abs() > CLOCK_WARNING_S {
+            tracing::warn!(name = %peer.view.name, seconds = peer.clock_ahead_s, "a member's clock differs from ours");
+        }
+        self.update_peer(id);
+        if let Some(key) = self.mesh.view(id).map(|v| v.descriptor.body.link_key) {
+            // A link that works stays where it is: it may have roamed since.
+            let up = self.engine.stats(&key, self.now()).is_some_and(|s| s.state == LinkState::Up);
+            if !up {
+                self.engine.set_endpoint(&key, peer.remote, self.now(), &mut OsRandom);
+            }
+        }
+        // The peer may go ahead only now that we know the key.
+        let _peer_waits_no_more = peer.installed.send(());
+    }
+
+    fn handle_change(&mut self, change: DirectoryChange) {
+        match change {
+            DirectoryChange::Added(view) | DirectoryChange::Updated(view) => self.learn(view),
+            DirectoryChange::Removed { view, reason } => {
+                if let Some(key) = self.mesh.forget(view.id()) {
+                    self.engine.remove_peer(&key);
+                    self.events.publish(Event::PeerRemoved {
+                        name: view.name.to_string(),
+                        reason: reason.as_str().to_owned(),
+                    });
+                }
+            }
+            DirectoryChange::Conflict { claim, winner, loser } => {
+                tracing::warn!(?claim, %winner, %loser, "two members claim the same thing");
+            }
+        }
+    }
+
+    fn learn(&mut self, view: Arc<NodeView>) {
+        let (id, name) = (view.id(), view.name.to_string());
+        let Some((old_key, new)) = self.mesh.learn(view) else { return };
+        if let Some(key) = old_key {
+            self.engine.remove_peer(&key);
+        }
+        self.update_peer(id);
+        if new {
+            self.events.publish(Event::PeerDiscovered { name });
+        }
+    }
+
+    fn update_peer(&mut self, id: NodeId) {
+        if let Some(config) = self.mesh.node_peer(id) {
+            self.engine.upsert_peer(config, self.now(), &mut OsRandom);
+        }
+    }
+
+    /// What changes without anybody telling us: our own addresses.
+    fn keep_house(&mut self) {
+        if !self.config.endpoints.is_empty() {
+            return;
+        }
+        let endpoints = startup::local_endpoints(self.listen, &self.interface);
+        if endpoints != self.endpoints && !endpoints.is_empty() {
+            tracing::info!(?endpoints, "this machine's addresses changed");
+            self.endpoints = endpoints;
+            self.announce();
+        }
+    }
+
+    async fn end(self) -> Ended {
+        let leave = self.ending == Some(Ending::Leave);
+        if leave {
+            self.control.leave().await;
+        } else {
+            self.control.shutdown().await;
+        }
+        drop(self.workers);
+        if leave { self.store.wipe() } else { Ok(()) }
+    }
+}

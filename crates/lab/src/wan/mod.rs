@@ -260,6 +260,20 @@ impl Wan {
         self.world.look(from.0, to.0, |link| link.counters())
     }
 
+    /// Looks into every packet (super-packets count as one) that a host sends
+    /// to another from now on for `needle`, as an eavesdropper would; `None`
+    /// ends that. See [`Wan::watched`].
+    pub fn watch(&self, needle: Option<&[u8]>) {
+        self.world.watch(needle);
+    }
+
+    /// Packets looked into since [`Wan::watch`] was called, and how many of
+    /// them held the needle.
+    #[must_use]
+    pub fn watched(&self) -> (u64, u64) {
+        self.world.watched()
+    }
+
     /// Offloads of a host's interface.
     ///
     /// # Errors

@@ -274,3 +274,20 @@ fn a_rate_limit_is_what_tcp_gets() {
     let rate = transfer(&hosts, false, 6 << 20);
     assert!((25e6..50e6).contains(&rate), "{} Mb/s", rate / 1e6);
 }
+
+#[test]
+fn an_eavesdropper_sees_plain_text_and_only_that() {
+    let Some((wan, hosts)) = pair(8) else { return };
+    let [(near, a), (far, b)] = &hosts;
+    let sender = bind(near, a.ipv4());
+    let receiver = bind(far, b.ipv4());
+    let to = receiver.local_addr().unwrap();
+    wan.watch(Some(b"secret"));
+    for text in ["no seseecret", "a ssecret here", "secre", "secret"] {
+        sender.send_to(text.as_bytes(), to).unwrap();
+        receiver.recv(&mut [0; 32]).unwrap();
+    }
+    assert_eq!(wan.watched(), (4, 2));
+    wan.watch(None);
+    assert_eq!(wan.watched(), (0, 0));
+}

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -48,6 +49,29 @@ impl Port {
     }
 }
 
+/// Looks for plain text on the wire.
+#[derive(Debug)]
+struct Watch {
+    needle: Vec<u8>,
+    packets: AtomicU64,
+    hits: AtomicU64,
+}
+
+impl Watch {
+    fn look(&self, frame: &[u8]) {
+        self.packets.fetch_add(1, Ordering::Relaxed);
+        let Some((first, rest)) = self.needle.split_first() else { return };
+        let mut left = frame;
+        while let Some(at) = left.iter().position(|byte| byte == first) {
+            left = &left[at + 1..];
+            if left.starts_with(rest) {
+                self.hits.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+        }
+    }
+}
+
 /// Hosts, addresses and links. A snapshot is replaced, never changed, so the
 /// threads hold no lock while they move packets.
 #[derive(Debug, Clone, Default)]
@@ -56,6 +80,7 @@ struct Map {
     addresses: HashMap<IpAddr, usize>,
     /// By sender, then receiver.
     links: Vec<Vec<Arc<Link>>>,
+    watch: Option<Arc<Watch>>,
 }
 
 /// See the module's description.
@@ -152,6 +177,26 @@ impl World {
         Ok(())
     }
 
+    /// Looks for `needle` in every frame from now on, or no more.
+    pub(super) fn watch(&self, needle: Option<&[u8]>) {
+        let watch = needle.map(|needle| {
+            Arc::new(Watch {
+                needle: needle.to_vec(),
+                packets: AtomicU64::new(0),
+                hits: AtomicU64::new(0),
+            })
+        });
+        let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
+        *map = Arc::new(Map { watch, ..Map::clone(&map) });
+    }
+
+    /// Frames looked into since [`World::watch`] and those with the needle.
+    pub(super) fn watched(&self) -> (u64, u64) {
+        self.map().watch.as_ref().map_or((0, 0), |watch| {
+            (watch.packets.load(Ordering::Relaxed), watch.hits.load(Ordering::Relaxed))
+        })
+    }
+
     /// Where a packet that host `from` sent goes. Every packet passes here
     /// once, which is where address translation belongs.
     fn route(map: &Map, _from: usize, facts: &Facts) -> Option<usize> {
@@ -196,6 +241,9 @@ impl World {
     fn send(map: &Map, from: usize, frame: &[u8]) {
         let Some(facts) = Facts::read(frame) else { return };
         let Some(to) = Self::route(map, from, &facts) else { return };
+        if let Some(watch) = &map.watch {
+            watch.look(frame);
+        }
         let mut link = lock(&map.links[from][to]);
         let now = Instant::now();
         match facts.split {

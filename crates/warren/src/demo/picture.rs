@@ -1,0 +1,355 @@
+//! Draws the scene: a map with the links on it, the claims, a table with
+//! throughput and round-trip times, and the latest events. Pure; at least
+//! 80 by 24 characters, more rows show more events.
+
+use std::time::Duration;
+
+use super::canvas::{Canvas, Colour, PLAIN};
+use super::map;
+use super::scene::{Activity, ClaimState, NodeView, Scene};
+
+/// Columns used.
+pub(super) const COLUMNS: usize = 80;
+
+/// Rows needed.
+pub(super) const ROWS: usize = 24;
+
+const LAND: Colour = 237;
+const DIM: Colour = 244;
+const LINK: Colour = 30;
+const FLOW: Colour = 51;
+const GOOD: Colour = 84;
+const WAIT: Colour = 221;
+const BAD: Colour = 203;
+const NODE: Colour = 231;
+const ACCENT: Colour = 117;
+
+const MAP_ROW: usize = 1;
+const ACTIVITY_ROW: usize = MAP_ROW + map::ROWS;
+const TABLE_ROW: usize = ACTIVITY_ROW + 1;
+const BAR: usize = 8;
+
+/// Draws the scene `elapsed` after its start.
+pub(super) fn draw(scene: &Scene, elapsed: Duration, rows: usize) -> Canvas {
+    let mut canvas = Canvas::new(COLUMNS, rows.max(ROWS));
+    draw_title(&mut canvas, scene, elapsed);
+    draw_map(&mut canvas, scene, elapsed);
+    draw_claims(&mut canvas, scene, elapsed);
+    draw_activity(&mut canvas, scene.activity.as_ref(), elapsed);
+    draw_table(&mut canvas, scene);
+    let events_row = TABLE_ROW + 1 + scene.nodes.len();
+    draw_events(&mut canvas, scene, events_row);
+    canvas
+}
+
+fn draw_title(canvas: &mut Canvas, scene: &Scene, elapsed: Duration) {
+    canvas.text(1, 0, "warren demo", ACCENT, true);
+    let (direct, all) = scene.direct_pairs();
+    let text = format!(
+        "{} daemons, {} regions of an emulated WAN, {direct}/{all} links direct",
+        scene.nodes.len(),
+        scene.nodes.len()
+    );
+    canvas.text(15, 0, &text, PLAIN, false);
+    let seconds = elapsed.as_secs();
+    canvas.text(COLUMNS - 6, 0, &format!("{:02}:{:02}", seconds / 60, seconds % 60), DIM, false);
+}
+
+fn draw_map(canvas: &mut Canvas, scene: &Scene, elapsed: Duration) {
+    for (row, land) in map::LAND.iter().enumerate() {
+        canvas.text(0, MAP_ROW + row, land, LAND, false);
+    }
+    let places: Vec<(f64, f64)> = scene
+        .nodes
+        .iter()
+        .map(|node| {
+            let (latitude, longitude) = node.region.position();
+            map::dot(latitude, longitude)
+        })
+        .collect();
+    let top = (MAP_ROW * 4) as f64;
+    let busy = scene.activity.as_ref().map(|activity| activity.ends);
+    for a in 0..places.len() {
+        for b in 0..a {
+            if scene.links[a][b].direct || scene.links[b][a].direct {
+                line(canvas, places[a], places[b], top, LINK);
+            }
+        }
+    }
+    if let Some((from, to)) = busy {
+        line(canvas, places[from], places[to], top, GOOD);
+    }
+    for (i, node) in scene.nodes.iter().enumerate() {
+        let (x, y) = places[i];
+        let (column, row) = ((x / 2.0) as usize, MAP_ROW + (y / 4.0) as usize);
+        let colour = if node.address.is_some() { NODE } else { DIM };
+        let ends = busy.is_some_and(|(from, to)| from == i || to == i);
+        canvas.text(column, row, "\u{25cf}", if ends { GOOD } else { colour }, true);
+        // The label goes to the side where there is more sea, and nobody's
+        // marker: to the left of a node with a neighbour to the right.
+        let crowded = places.iter().enumerate().any(|(other, place)| {
+            other != i && (0.0..24.0).contains(&(place.0 - x)) && (place.1 - y).abs() < 6.0
+        });
+        let label = node.name;
+        if crowded {
+            canvas.text(column.saturating_sub(label.len() + 1), row, label, colour, false);
+        } else {
+            canvas.text(column + 2, row, label, colour, false);
+        }
+    }
+    if let Some((from, to)) = busy {
+        flow(canvas, places[from], places[to], top, elapsed);
+    }
+}
+
+/// Points of the way between two places, as a gentle arc over the nearer side
+/// of the globe; some may lie beyond the edge of the map.
+fn arc(from: (f64, f64), to: (f64, f64)) -> impl Iterator<Item = (f64, f64)> {
+    let mut dx = to.0 - from.0;
+    if dx.abs() > map::DOTS_AROUND / 2.0 {
+        dx -= dx.signum() * map::DOTS_AROUND;
+    }
+    let dy = to.1 - from.1;
+    let length = dx.hypot(dy);
+    let steps = (length * 2.0).ceil().max(1.0);
+    let lift = length * 0.10;
+    (0..=steps as usize).map(move |i| {
+        let t = i as f64 / steps;
+        let x = from.0 + dx * t;
+        let y = from.1 + dy * t - lift * 4.0 * t * (1.0 - t);
+        (x.rem_euclid(map::DOTS_AROUND), y)
+    })
+}
+
+fn line(canvas: &mut Canvas, from: (f64, f64), to: (f64, f64), top: f64, colour: Colour) {
+    // Drawn from one end always, or both directions would not coincide.
+    let (from, to) = if from.0 <= to.0 { (from, to) } else { (to, from) };
+    for (x, y) in arc(from, to) {
+        if (0.0..map::DOTS_X).contains(&x) && (0.0..map::DOTS_Y).contains(&y) {
+            canvas.dot(x, top + y, colour);
+        }
+    }
+}
+
+/// Packets on their way, as moving bullets.
+fn flow(
+    canvas: &mut Canvas,
+    from: (f64, f64),
+    to: (f64, f64),
+    top: f64,
+    elapsed: Duration,
+) {
+    let points: Vec<_> = arc(from, to).collect();
+    let spacing = 24;
+    let shift = (elapsed.as_millis() / 40) as usize % spacing;
+    for (x, y) in points.iter().skip(shift).step_by(spacing) {
+        if (0.0..map::DOTS_X).contains(x) && (0.0..map::DOTS_Y).contains(y) {
+            let (column, row) = ((x / 2.0) as usize, ((top + y) / 4.0) as usize);
+            canvas.text(column, row, "\u{2022}", FLOW, true);
+        }
+    }
+}
+
+/// In the emptiest corner of the map.
+fn draw_claims(canvas: &mut Canvas, scene: &Scene, elapsed: Duration) {
+    const SPINNER: [&str; 4] = ["\u{25d0}", "\u{25d3}", "\u{25d1}", "\u{25d2}"];
+    let first = MAP_ROW + map::ROWS - scene.claims.len().min(map::ROWS);
+    for (i, claim) in scene.claims.iter().enumerate() {
+        let turn = (elapsed.as_millis() / 150) as usize % SPINNER.len();
+        let (mark, colour, text) = match claim.state {
+            ClaimState::Open => ("\u{25cb}", 240, 240),
+            ClaimState::Running => (SPINNER[turn], WAIT, PLAIN),
+            ClaimState::Held => ("\u{2713}", GOOD, PLAIN),
+            ClaimState::Failed => ("\u{2717}", BAD, BAD),
+        };
+        canvas.text(1, first + i, mark, colour, true);
+        canvas.text(3, first + i, claim.name, text, false);
+    }
+}
+
+fn draw_activity(canvas: &mut Canvas, activity: Option<&Activity>, elapsed: Duration) {
+    let Some(activity) = activity else { return };
+    let blink = if elapsed.as_millis() / 400 % 2 == 0 { GOOD } else { FLOW };
+    canvas.text(1, ACTIVITY_ROW, "\u{25b6}", blink, true);
+    canvas.text(3, ACTIVITY_ROW, &activity.text, NODE, true);
+    let right = activity.rate.map(|rate| format!("{}b/s", figure(rate))).unwrap_or_default();
+    canvas.text(COLUMNS - 9, ACTIVITY_ROW, &format!("{right:>8}"), GOOD, true);
+    let start = (activity.text.chars().count() + 4).min(COLUMNS - 20);
+    let width = COLUMNS - 10 - start;
+    canvas.text(start, ACTIVITY_ROW, &bar(1.0, width), LAND, false);
+    canvas.text(start, ACTIVITY_ROW, &bar(activity.progress, width), GOOD, false);
+}
+
+fn draw_table(canvas: &mut Canvas, scene: &Scene) {
+    canvas.text(1, TABLE_ROW, "NODE        ADDRESS", DIM, false);
+    canvas.text(28, TABLE_ROW, "IN bit/s", DIM, false);
+    canvas.text(42, TABLE_ROW, "OUT bit/s", DIM, false);
+    canvas.text(54, TABLE_ROW, "ms", DIM, false);
+    for (i, node) in scene.nodes.iter().enumerate() {
+        canvas.text(56 + 5 * i, TABLE_ROW, &format!("{:>5}", node.code), DIM, false);
+    }
+    for (i, node) in scene.nodes.iter().enumerate() {
+        draw_row(canvas, scene, i, node, TABLE_ROW + 1 + i);
+    }
+}
+
+fn draw_row(canvas: &mut Canvas, scene: &Scene, i: usize, node: &NodeView, row: usize) {
+    let colour = if node.address.is_some() { NODE } else { DIM };
+    canvas.text(1, row, node.name, colour, true);
+    canvas.text(13, row, node.address.as_deref().unwrap_or("waiting"), PLAIN, false);
+    for (column, rate, shade) in [(28, node.rate_in, ACCENT), (42, node.rate_out, GOOD)] {
+        canvas.text(column, row, &bar(1.0, BAR), LAND, false);
+        canvas.text(column, row, &bar(scale(rate), BAR), shade, false);
+        canvas.text(column + BAR, row, &format!("{:>5}", figure(rate)), PLAIN, false);
+    }
+    for (j, link) in scene.links[i].iter().enumerate() {
+        let (text, colour) = match (i == j, link.rtt_ms, link.direct) {
+            (true, ..) => ("\u{00b7}".to_owned(), 240),
+            (_, Some(ms), true) => (milliseconds(ms), heat(ms)),
+            (_, Some(ms), false) => (milliseconds(ms), WAIT),
+            (_, None, true) => ("up".to_owned(), GOOD),
+            (_, None, false) => ("-".to_owned(), 240),
+        };
+        canvas.text(56 + 5 * j, row, &format!("{text:>5}"), colour, false);
+    }
+}
+
+fn draw_events(canvas: &mut Canvas, scene: &Scene, first: usize) {
+    let last = canvas.rows() - 1;
+    let room = last.saturating_sub(first);
+    let skip = scene.events.len().saturating_sub(room);
+    for (row, (at, text)) in (first..last).zip(scene.events.iter().skip(skip)) {
+        let colour = if text.starts_with("FAILED") { BAD } else { PLAIN };
+        canvas.text(1, row, &format!("{:>5.1}s", at.as_secs_f64()), DIM, false);
+        let text: String = text.chars().take(COLUMNS - 9).collect();
+        canvas.text(8, row, &text, colour, false);
+    }
+    canvas.text(1, last, "q", ACCENT, true);
+    canvas.text(3, last, "end; everything it made goes with it", DIM, false);
+}
+
+/// A bar of eighths of a character.
+fn bar(share: f64, width: usize) -> String {
+    const EIGHTHS: [char; 8] = [
+        ' ', '\u{258f}', '\u{258e}', '\u{258d}', '\u{258c}', '\u{258b}', '\u{258a}', '\u{2589}',
+    ];
+    let eighths = (share.clamp(0.0, 1.0) * (width * 8) as f64).round() as usize;
+    let mut text: String = "\u{2588}".repeat(eighths / 8);
+    if eighths % 8 > 0 {
+        text.push(EIGHTHS[eighths % 8]);
+    }
+    text
+}
+
+/// Place of a rate on a logarithmic scale from 1 kb/s to 10 Gb/s.
+fn scale(rate: f64) -> f64 {
+    if rate < 1e3 { 0.0 } else { (rate.log10() - 3.0) / 7.0 }
+}
+
+/// A rate in at most five characters.
+fn figure(rate: f64) -> String {
+    let (value, unit) = match rate {
+        rate if rate >= 1e9 => (rate / 1e9, "G"),
+        rate if rate >= 1e6 => (rate / 1e6, "M"),
+        rate if rate >= 1e3 => (rate / 1e3, "k"),
+        rate => return format!("{rate:.0}"),
+    };
+    if value < 10.0 { format!("{value:.2}{unit}") } else { format!("{value:.0}{unit}") }
+}
+
+fn milliseconds(ms: f64) -> String {
+    if ms < 10.0 { format!("{ms:.1}") } else { format!("{ms:.0}") }
+}
+
+fn heat(ms: f64) -> Colour {
+    match ms {
+        ms if ms < 20.0 => GOOD,
+        ms if ms < 120.0 => 150,
+        ms if ms < 220.0 => 186,
+        _ => 180,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use warren_lab::wan::Region;
+
+    fn scene() -> Scene {
+        let nodes = [
+            ("london", "LON", Region::Uk),
+            ("amsterdam", "AMS", Region::Netherlands),
+            ("virginia", "VIR", Region::UsEast),
+            ("saopaulo", "SAO", Region::Brazil),
+            ("tokyo", "TOK", Region::Japan),
+        ];
+        let mut scene = Scene::new(&nodes, &["world", "join"]);
+        scene.claims[0].state = ClaimState::Held;
+        for (i, row) in scene.links.iter_mut().enumerate() {
+            for (j, link) in row.iter_mut().enumerate().filter(|(j, _)| *j != i) {
+                link.direct = true;
+                link.rtt_ms = Some((i + j) as f64 * 60.0);
+            }
+        }
+        scene.nodes[1].rate_in = 1.234e9;
+        scene.nodes[4].address = Some("100.127.255.255".to_owned());
+        scene.activity = Some(Activity {
+            text: "download tokyo to saopaulo".to_owned(),
+            ends: (4, 3),
+            progress: 0.5,
+            rate: Some(25e6),
+        });
+        for i in 0..10 {
+            scene.events.push_back((Duration::from_secs(i), format!("event {i} {}", "x".repeat(99))));
+        }
+        scene
+    }
+
+    #[test]
+    fn everything_fits_on_a_small_terminal() {
+        let canvas = draw(&scene(), Duration::from_secs(62), 10);
+        assert_eq!(canvas.rows(), ROWS);
+        let text: Vec<String> = (0..ROWS).map(|row| canvas.row_text(row)).collect();
+        assert!(text.iter().all(|row| row.chars().count() == COLUMNS));
+        let all = text.join("\n");
+        for word in
+            ["10/10 links", "01:02", "\u{2713} world", "tokyo", "1.23G", "100.127.255.255", "event 9"]
+        {
+            assert!(all.contains(word), "{word} in\n{all}");
+        }
+        assert!(text[ACTIVITY_ROW].contains("25Mb/s"), "{all}");
+        assert!(text[ROWS - 1].contains("q end"), "{all}");
+        assert!(!all.contains("event 5"), "{all}");
+        // Every name stands on the map: five there, five in the table.
+        for node in &scene().nodes {
+            let map = text[MAP_ROW..ACTIVITY_ROW].join("\n");
+            assert!(map.contains(node.name), "{} in\n{map}", node.name);
+        }
+    }
+
+    #[test]
+    fn a_tall_terminal_shows_more_events() {
+        let canvas = draw(&scene(), Duration::ZERO, 40);
+        assert_eq!(canvas.rows(), 40);
+        let text: Vec<String> = (0..40).map(|row| canvas.row_text(row)).collect();
+        assert!(text.join("\n").contains("event 0"));
+    }
+
+    #[test]
+    fn figures_are_short() {
+        for (rate, text) in [
+            (0.0, "0"),
+            (999.0, "999"),
+            (1500.0, "1.50k"),
+            (12_345_678.0, "12M"),
+            (1.0e9, "1.00G"),
+            (9.999e10, "100G"),
+        ] {
+            assert_eq!(figure(rate), text);
+            assert!(figure(rate).len() <= 5);
+        }
+        assert_eq!((scale(0.0), scale(1e3), scale(1e10)), (0.0, 0.0, 1.0));
+        assert_eq!((bar(0.0, 8), bar(1.0, 8)), (String::new(), "\u{2588}".repeat(8)));
+        assert_eq!(bar(0.5, 3).chars().count(), 2);
+    }
+}

@@ -43,10 +43,7 @@ pub(super) const LAND: [&str; ROWS] = [
 /// The dot of a latitude and longitude (degrees, north and east positive),
 /// from the upper left corner.
 pub(super) fn dot(latitude: f64, longitude: f64) -> (f64, f64) {
-    (
-        (longitude - WEST) / (EAST - WEST) * DOTS_X,
-        (NORTH - latitude) / (NORTH - SOUTH) * DOTS_Y,
-    )
+    ((longitude - WEST) / (EAST - WEST) * DOTS_X, (NORTH - latitude) / (NORTH - SOUTH) * DOTS_Y)
 }
 
 #[cfg(test)]
@@ -63,7 +60,8 @@ mod tests {
             assert!((0.0..DOTS_X).contains(&x) && (0.0..DOTS_Y).contains(&y), "{region:?}");
             let (column, row) = ((x / 2.0) as usize, (y / 4.0) as usize);
             let near = row.saturating_sub(1)..(row + 2).min(ROWS);
-            let land = near.flat_map(|row| LAND[row].chars().skip(column.saturating_sub(1)).take(3));
+            let land =
+                near.flat_map(|row| LAND[row].chars().skip(column.saturating_sub(1)).take(3));
             assert!(land.into_iter().any(|c| c != '\u{2800}'), "{region:?} is at sea");
         }
     }

@@ -132,13 +132,7 @@ fn line(canvas: &mut Canvas, from: (f64, f64), to: (f64, f64), top: f64, colour:
 }
 
 /// Packets on their way, as moving bullets.
-fn flow(
-    canvas: &mut Canvas,
-    from: (f64, f64),
-    to: (f64, f64),
-    top: f64,
-    elapsed: Duration,
-) {
+fn flow(canvas: &mut Canvas, from: (f64, f64), to: (f64, f64), top: f64, elapsed: Duration) {
     let points: Vec<_> = arc(from, to).collect();
     let spacing = 24;
     let shift = (elapsed.as_millis() / 40) as usize % spacing;
@@ -230,9 +224,8 @@ fn draw_events(canvas: &mut Canvas, scene: &Scene, first: usize) {
 
 /// A bar of eighths of a character.
 fn bar(share: f64, width: usize) -> String {
-    const EIGHTHS: [char; 8] = [
-        ' ', '\u{258f}', '\u{258e}', '\u{258d}', '\u{258c}', '\u{258b}', '\u{258a}', '\u{2589}',
-    ];
+    const EIGHTHS: [char; 8] =
+        [' ', '\u{258f}', '\u{258e}', '\u{258d}', '\u{258c}', '\u{258b}', '\u{258a}', '\u{2589}'];
     let eighths = (share.clamp(0.0, 1.0) * (width * 8) as f64).round() as usize;
     let mut text: String = "\u{2588}".repeat(eighths / 8);
     if eighths % 8 > 0 {
@@ -300,7 +293,9 @@ mod tests {
             rate: Some(25e6),
         });
         for i in 0..10 {
-            scene.events.push_back((Duration::from_secs(i), format!("event {i} {}", "x".repeat(99))));
+            scene
+                .events
+                .push_back((Duration::from_secs(i), format!("event {i} {}", "x".repeat(99))));
         }
         scene
     }
@@ -312,9 +307,15 @@ mod tests {
         let text: Vec<String> = (0..ROWS).map(|row| canvas.row_text(row)).collect();
         assert!(text.iter().all(|row| row.chars().count() == COLUMNS));
         let all = text.join("\n");
-        for word in
-            ["10/10 links", "01:02", "\u{2713} world", "tokyo", "1.23G", "100.127.255.255", "event 9"]
-        {
+        for word in [
+            "10/10 links",
+            "01:02",
+            "\u{2713} world",
+            "tokyo",
+            "1.23G",
+            "100.127.255.255",
+            "event 9",
+        ] {
             assert!(all.contains(word), "{word} in\n{all}");
         }
         assert!(text[ACTIVITY_ROW].contains("25Mb/s"), "{all}");

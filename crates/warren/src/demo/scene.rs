@@ -109,10 +109,7 @@ impl Scene {
                 })
                 .collect(),
             links: vec![vec![LinkView::default(); nodes.len()]; nodes.len()],
-            claims: claims
-                .iter()
-                .map(|&name| Claim { name, state: ClaimState::Open })
-                .collect(),
+            claims: claims.iter().map(|&name| Claim { name, state: ClaimState::Open }).collect(),
             events: VecDeque::new(),
             activity: None,
         }

@@ -1,0 +1,494 @@
+//! What the demo shows, step by step. Every step is a claim that is checked;
+//! the words of its line come from what was measured.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::scene::{Activity, ClaimState, Narrator};
+use super::stage::{CAST, PATIENCE, Stage};
+use super::traffic::{self, Document, MARKER};
+use super::watcher;
+
+/// The claims in order. The last one is checked only without a picture, when
+/// the demo ends by itself.
+pub(super) const CLAIMS: &[&str] =
+    &["world", "network", "join", "mesh", "ping", "download", "secrecy", "stream", "end"];
+
+/// Kilobytes of the file.
+const FILE_KB: usize = 8 * 1024;
+
+/// Below this rate the stream is not worth showing, bits per second. Far below
+/// what any machine of today reaches.
+const LEAST_RATE: f64 = 50e6;
+
+/// Places in [`CAST`].
+const LONDON: usize = 0;
+const AMSTERDAM: usize = 1;
+const VIRGINIA: usize = 2;
+const SAOPAULO: usize = 3;
+const TOKYO: usize = 4;
+
+/// How it went.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Told {
+    held: usize,
+    failed: usize,
+    interrupted: bool,
+    took: Duration,
+}
+
+impl Told {
+    /// True when no claim failed and, unless the user ended it, all were
+    /// checked.
+    pub(super) fn held(&self) -> bool {
+        self.failed == 0 && self.held > 0
+    }
+}
+
+impl std::fmt::Display for Told {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let seconds = self.took.as_secs_f64();
+        let ended = if self.interrupted { "Ended on request" } else { "Ended" };
+        match (self.failed, self.held) {
+            (0, held) => {
+                write!(f, "{ended} after {seconds:.0} s: all {held} claims checked held.")?
+            }
+            (failed, held) => {
+                write!(
+                    f,
+                    "{ended} after {seconds:.0} s: {failed} of {} claims FAILED.",
+                    failed + held
+                )?;
+            }
+        }
+        f.write_str(" Nothing is left behind.")
+    }
+}
+
+/// The user wants to go.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+struct Interrupted;
+
+struct Teller<'a> {
+    stage: &'a mut Stage,
+    narrator: &'a Narrator,
+    quit: &'a AtomicBool,
+    held: usize,
+    failed: usize,
+}
+
+/// Tells the story. With `encore`, traffic goes on afterwards for that long or
+/// until the user ends it; without, the daemons are stopped and checked.
+pub(super) fn tell(
+    stage: &mut Stage,
+    narrator: &Narrator,
+    quit: &AtomicBool,
+    encore: Option<Duration>,
+) -> Result<Told> {
+    let started = Instant::now();
+    let mut teller = Teller { stage, narrator, quit, held: 0, failed: 0 };
+    let outcome = teller.acts(encore);
+    let interrupted = quit.load(Ordering::Relaxed);
+    if let Err(error) = outcome
+        && !interrupted
+        && !error.is::<ClaimFailed>()
+    {
+        return Err(error);
+    }
+    if interrupted && encore.is_none() {
+        bail!("interrupted; everything it made is gone");
+    }
+    let (held, failed) = (teller.held, teller.failed);
+    Ok(Told { held, failed, interrupted, took: started.elapsed() })
+}
+
+/// A claim failed that later ones build upon; it has been told.
+#[derive(Debug, thiserror::Error)]
+#[error("a claim failed")]
+struct ClaimFailed;
+
+impl Teller<'_> {
+    fn acts(&mut self, encore: Option<Duration>) -> Result<()> {
+        let until = encore.and_then(|encore| Instant::now().checked_add(encore));
+        self.need("world", Self::world)?;
+        let dirs = CAST.iter().map(|(name, ..)| self.stage.state_dir(name)).collect();
+        watcher::watch(self.narrator, dirs).context("cannot start a thread")?;
+        self.need("network", Self::network)?;
+        self.need("join", Self::join)?;
+        self.need("mesh", Self::mesh)?;
+        self.claim("ping", Self::ping)?;
+        self.claim("download", Self::download)?;
+        self.claim("secrecy", Self::secrecy)?;
+        self.claim("stream", Self::stream)?;
+        if encore.is_none() {
+            self.claim("end", Self::end)?;
+            return Ok(());
+        }
+        self.encore(until)
+    }
+
+    /// A claim the rest builds upon.
+    fn need(
+        &mut self,
+        name: &'static str,
+        act: impl FnOnce(&mut Self) -> Result<String>,
+    ) -> Result<()> {
+        if self.claim(name, act)? { Ok(()) } else { Err(ClaimFailed.into()) }
+    }
+
+    /// Checks a claim and tells how it went; an error only when the user wants
+    /// to go.
+    fn claim(
+        &mut self,
+        name: &'static str,
+        act: impl FnOnce(&mut Self) -> Result<String>,
+    ) -> Result<bool> {
+        self.go_on()?;
+        self.narrator.claim(name, ClaimState::Running, "");
+        let outcome = act(self);
+        self.narrator.scene().activity = None;
+        self.go_on()?;
+        match outcome {
+            Ok(text) => {
+                self.held += 1;
+                self.narrator.claim(name, ClaimState::Held, &text);
+                Ok(true)
+            }
+            Err(error) => {
+                self.failed += 1;
+                self.narrator.claim(name, ClaimState::Failed, &format!("{error:#}"));
+                Ok(false)
+            }
+        }
+    }
+
+    fn go_on(&self) -> Result<()> {
+        if self.quit.load(Ordering::Relaxed) { Err(Interrupted.into()) } else { Ok(()) }
+    }
+
+    /// The WAN delays as the table of regions says.
+    fn world(&mut self) -> Result<String> {
+        let [london, .., tokyo] = self.stage.actors.as_slice() else {
+            bail!("the stage is empty");
+        };
+        let expected = london.region.rtt(tokyo.region);
+        let measured = traffic::ping(&london.host, tokyo.place.ipv4().into(), 3)?;
+        ensure!(
+            measured >= expected.mul_f64(0.98) && measured < expected + Duration::from_millis(60),
+            "{} from London to Tokyo instead of {}",
+            ms(measured),
+            ms(expected)
+        );
+        let places: Vec<&str> = self.stage.actors.iter().map(|actor| actor.region.city()).collect();
+        Ok(format!(
+            "{} namespaces on an emulated WAN: {}; London-Tokyo {} on the wire",
+            places.len(),
+            places.join(", "),
+            ms(measured)
+        ))
+    }
+
+    fn network(&mut self) -> Result<String> {
+        let start = Instant::now();
+        self.stage.start(LONDON, None)?;
+        let address = self.stage.actors[LONDON].address(false)?;
+        let took = start.elapsed().as_secs_f64();
+        Ok(format!("`warren up` in london made a network in {took:.1} s; london is {address}"))
+    }
+
+    /// Everybody joins by a code a daemon printed.
+    fn join(&mut self) -> Result<String> {
+        let start = Instant::now();
+        let mut code = self.stage.actors[LONDON].node()?.join_code(PATIENCE)?;
+        for index in 1..CAST.len() {
+            self.go_on()?;
+            let begin = Instant::now();
+            self.stage.start(index, Some(&code))?;
+            let actor = &self.stage.actors[index];
+            self.narrator.tell(format!(
+                "{} joined with `warren join {}...` in {:.1} s; it is {}",
+                actor.host.name(),
+                code.chars().take(12).collect::<String>(),
+                begin.elapsed().as_secs_f64(),
+                actor.address(false)?
+            ));
+            if index + 1 < CAST.len() {
+                code = self.stage.actors[LONDON].node()?.invite()?;
+            }
+        }
+        let others = CAST.len() - 1;
+        let took = start.elapsed().as_secs_f64();
+        Ok(format!("{others} daemons joined with a code of their own each, in {took:.1} s"))
+    }
+
+    /// Everybody reaches everybody directly.
+    fn mesh(&mut self) -> Result<String> {
+        let start = Instant::now();
+        // Links open on the first packet.
+        let pings = self.ping_all(20)?;
+        let mut post_quantum = true;
+        let mut suite = None;
+        for index in 0..CAST.len() {
+            self.go_on()?;
+            for (peer, ..) in CAST.iter().enumerate().filter(|(i, _)| *i != index).map(|(_, c)| c) {
+                let seen = self.stage.actors[index].node()?.wait_connected(peer, PATIENCE)?;
+                post_quantum &= seen.post_quantum;
+                suite = Some(seen.suite);
+            }
+        }
+        let suite = suite.context("no links")?;
+        let keys = if post_quantum { ", keys with a post-quantum secret" } else { "" };
+        Ok(format!(
+            "all {} links up and direct {:.1} s after the last join ({suite}{keys})",
+            pings.len() / 4,
+            start.elapsed().as_secs_f64()
+        ))
+    }
+
+    /// Pings between all ordered pairs over both families, all at once per
+    /// sender: sender, receiver, time taken.
+    fn ping_all(&self, tries: u32) -> Result<Vec<(usize, usize, Duration)>> {
+        let actors = &self.stage.actors;
+        std::thread::scope(|scope| {
+            let senders: Vec<_> = (0..actors.len())
+                .map(|from| {
+                    scope.spawn(move || {
+                        let mut took = Vec::new();
+                        for to in (0..actors.len()).filter(|to| *to != from) {
+                            for ipv6 in [false, true] {
+                                let address: IpAddr = actors[to].address(ipv6)?;
+                                let time = traffic::ping(&actors[from].host, address, tries)?;
+                                took.push((from, to, time));
+                            }
+                        }
+                        Ok::<_, anyhow::Error>(took)
+                    })
+                })
+                .collect();
+            let mut all = Vec::new();
+            for sender in senders {
+                all.extend(sender.join().map_err(|_| anyhow::anyhow!("a pinger panicked"))??);
+            }
+            Ok(all)
+        })
+    }
+
+    fn ping(&mut self) -> Result<String> {
+        let pings = self.ping_all(1)?;
+        let mut added = Vec::new();
+        for (from, to, took) in &pings {
+            let (from, to) = (&self.stage.actors[*from], &self.stage.actors[*to]);
+            let wire = from.region.rtt(to.region);
+            ensure!(
+                *took >= wire.mul_f64(0.98),
+                "{} to {} in {}: faster than the wire",
+                from.host.name(),
+                to.host.name(),
+                ms(*took)
+            );
+            added.push(took.saturating_sub(wire));
+        }
+        added.sort();
+        let median = added[added.len() / 2];
+        Ok(format!(
+            "{} of {} pings answered, IPv4 and IPv6 between all pairs; the tunnel adds {} (median)",
+            pings.len(),
+            pings.len(),
+            ms(median)
+        ))
+    }
+
+    fn download(&mut self) -> Result<String> {
+        // An eavesdropper looks for the file's text. To know that it can see,
+        // it is shown the text once in the clear.
+        self.stage.wan.watch(Some(MARKER.as_bytes()));
+        let [london, amsterdam, ..] = self.stage.actors.as_slice() else {
+            bail!("the stage is empty");
+        };
+        let open = london.host.namespace().run(|| {
+            std::net::UdpSocket::bind((london.place.ipv4(), 0))?
+                .send_to(MARKER.as_bytes(), (amsterdam.place.ipv4(), 9))
+        })?;
+        open.context("cannot send in the clear")?;
+        let document = Document::new(42, FILE_KB);
+        let got = self.fetch(&document, TOKYO, SAOPAULO)?;
+        ensure!(got.sha256 == document.sha256(), "the SHA-256 of the file differs");
+        Ok(format!(
+            "{} MiB over HTTP and IPv6 from tokyo to saopaulo in {:.1} s, SHA-256 {}... verified",
+            got.bytes >> 20,
+            got.took.as_secs_f64(),
+            &got.sha256[..8]
+        ))
+    }
+
+    fn fetch(&self, document: &Document, from: usize, to: usize) -> Result<traffic::Download> {
+        let (server, client) = (&self.stage.actors[from], &self.stage.actors[to]);
+        let start = Instant::now();
+        let text =
+            format!("{} MiB by HTTP, {} to {}", document.len() >> 20, CAST[from].0, CAST[to].0);
+        self.busy(text, (from, to));
+        traffic::download(document, (&server.host, server.address(true)?), &client.host, |bytes| {
+            let rate = bytes as f64 * 8.0 / start.elapsed().as_secs_f64().max(1e-3);
+            self.progress(bytes as f64 / document.len() as f64, rate);
+        })
+    }
+
+    fn secrecy(&mut self) -> Result<String> {
+        let (packets, hits) = self.stage.wan.watched();
+        self.stage.wan.watch(None);
+        ensure!(hits >= 1, "the eavesdropper missed a text sent in the clear");
+        ensure!(hits == 1, "the file's text was seen on the wire {} times", hits - 1);
+        ensure!(packets > 100, "only {packets} packets were on the wire");
+        Ok(format!(
+            "an eavesdropper searched {packets} packets for the file's text: \
+             seen when sent in the clear, never from the mesh"
+        ))
+    }
+
+    fn stream(&mut self) -> Result<String> {
+        let before = self.tunnelled(LONDON, AMSTERDAM)?;
+        let times = (Duration::from_millis(800), Duration::from_millis(4800));
+        let measured = self.blast(LONDON, AMSTERDAM, 1, times)?;
+        let after = self.tunnelled(LONDON, AMSTERDAM)?;
+        ensure!(
+            after - before >= measured.bytes,
+            "{} bytes arrived, but london's daemon sent {} only",
+            measured.bytes,
+            after - before
+        );
+        ensure!(measured.rate >= LEAST_RATE, "only {:.1} Mb/s", measured.rate / 1e6);
+        let rtt = self.stage.actors[LONDON].region.rtt(self.stage.actors[AMSTERDAM].region);
+        Ok(format!(
+            "{:.2} Gb/s encrypted from london to amsterdam ({} apart), one TCP stream for 4 s",
+            measured.rate / 1e9,
+            ms(rtt)
+        ))
+    }
+
+    /// Bytes a daemon sent to a peer through the tunnel, by its own count.
+    fn tunnelled(&mut self, from: usize, to: usize) -> Result<u64> {
+        let status = self.stage.actors[from].node()?.status()?;
+        let peer = status.peers.iter().find(|peer| peer.name == CAST[to].0);
+        Ok(peer.context("the peer is gone")?.tx_bytes)
+    }
+
+    fn blast(
+        &self,
+        from: usize,
+        to: usize,
+        streams: usize,
+        times: (Duration, Duration),
+    ) -> Result<traffic::Measured> {
+        let (sender, receiver) = (&self.stage.actors[from], &self.stage.actors[to]);
+        let many =
+            if streams == 1 { "TCP stream".to_owned() } else { format!("{streams} streams") };
+        self.busy(format!("{many}, {} to {}", CAST[from].0, CAST[to].0), (from, to));
+        let target = (&receiver.host, receiver.address(false)?);
+        traffic::stream(&sender.host, target, streams, times, self.quit, |done, rate| {
+            self.progress(done, rate);
+        })
+    }
+
+    /// The daemons end when asked, without complaint.
+    fn end(&mut self) -> Result<String> {
+        let count = self.stage.actors.len();
+        for actor in self.stage.actors.iter_mut().rev() {
+            if let Some(node) = actor.node.take() {
+                node.stop(Duration::from_secs(5))?;
+            }
+        }
+        Ok(format!("{count} daemons ended in order when asked to"))
+    }
+
+    /// Traffic for the picture, until the user has seen enough.
+    fn encore(&mut self, until: Option<Instant>) -> Result<()> {
+        let document = Document::new(43, FILE_KB);
+        let times = (Duration::from_secs(1), Duration::from_secs(6));
+        for round in 0.. {
+            if until.is_some_and(|until| Instant::now() >= until) {
+                return Ok(());
+            }
+            self.go_on()?;
+            let outcome = match round % 5 {
+                0 => self.show_stream(LONDON, AMSTERDAM, 1, times),
+                1 => self.show_download(&document, VIRGINIA, TOKYO),
+                2 => self.show_stream(VIRGINIA, LONDON, 4, times),
+                3 => self.show_pings(),
+                _ => self.show_download(&document, AMSTERDAM, SAOPAULO),
+            };
+            self.narrator.scene().activity = None;
+            self.go_on()?;
+            match outcome {
+                Ok(text) => self.narrator.tell(text),
+                Err(error) => self.narrator.tell(format!("FAILED: {error:#}")),
+            }
+            let pause = Instant::now() + Duration::from_secs(1);
+            while Instant::now() < pause {
+                self.go_on()?;
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+        Ok(())
+    }
+
+    fn show_stream(
+        &self,
+        from: usize,
+        to: usize,
+        streams: usize,
+        times: (Duration, Duration),
+    ) -> Result<String> {
+        let measured = self.blast(from, to, streams, times)?;
+        Ok(format!(
+            "{} to {}: {:.2} Gb/s over {streams} TCP stream{}",
+            CAST[from].0,
+            CAST[to].0,
+            measured.rate / 1e9,
+            if streams == 1 { "" } else { "s" }
+        ))
+    }
+
+    fn show_download(&self, document: &Document, from: usize, to: usize) -> Result<String> {
+        let got = self.fetch(document, from, to)?;
+        ensure!(got.sha256 == document.sha256(), "the SHA-256 of the file differs");
+        Ok(format!(
+            "{} MiB from {} to {} in {:.1} s, SHA-256 verified",
+            got.bytes >> 20,
+            CAST[from].0,
+            CAST[to].0,
+            got.took.as_secs_f64()
+        ))
+    }
+
+    fn show_pings(&self) -> Result<String> {
+        let pings = self.ping_all(2)?;
+        let slowest = pings.iter().max_by_key(|(.., took)| *took).context("nobody to ping")?;
+        Ok(format!(
+            "{} pings answered; the longest way, {} to {}, took {}",
+            pings.len(),
+            CAST[slowest.0].0,
+            CAST[slowest.1].0,
+            ms(slowest.2)
+        ))
+    }
+
+    fn busy(&self, text: String, ends: (usize, usize)) {
+        self.narrator.scene().activity = Some(Activity { text, ends, progress: 0.0, rate: None });
+    }
+
+    fn progress(&self, share: f64, rate: f64) {
+        if let Some(activity) = &mut self.narrator.scene().activity {
+            activity.progress = share;
+            activity.rate = Some(rate);
+        }
+    }
+}
+
+fn ms(time: Duration) -> String {
+    let ms = time.as_secs_f64() * 1e3;
+    if ms < 10.0 { format!("{ms:.1} ms") } else { format!("{ms:.0} ms") }
+}

@@ -1,15 +1,15 @@
 //! `warren wg`: stock WireGuard clients of this node.
 
-use std::io::{IsTerminal, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use warren_node::config::Endpoint;
-use warren_node::fault::{Fault, FaultKind};
+use warren_node::fault::Fault;
 use warren_types::NodeName;
 use warren_types::api::AddClientRequest;
 
+use super::private::{create_private, write_private};
 use super::{State, out, qr, story};
 
 #[derive(Debug, Subcommand)]
@@ -72,43 +72,20 @@ async fn add(
     let target = file.map(create_private).transpose()?;
     let request =
         AddClientRequest { name: name.to_string(), endpoint: endpoint.map(|e| e.to_string()) };
-    let reply = match state.client().add_wg_client(&request).await {
-        Ok(reply) => reply,
-        Err(error) => {
-            if let Some((path, _)) = &target {
-                let _was_empty = std::fs::remove_file(path);
-            }
-            return Err(error.into());
-        }
-    };
-    match target {
-        Some((path, mut file)) => {
-            file.write_all(reply.config.as_bytes()).map_err(|e| Fault::file("write", &path, &e))?;
-            eprintln!("Wrote {}; import it on the client.", path.display());
-            if with_qr {
-                out(&qr::render(&reply.config)?)?;
-            }
+    let reply = state.client().add_wg_client(&request).await?;
+    let show_qr = match target {
+        Some(target) => {
+            let place = target.path().display().to_string();
+            write_private(target, reply.config.as_bytes())?;
+            eprintln!("Wrote {place}; import it on the client.");
+            with_qr
         }
         None => {
             out(&reply.config)?;
-            if with_qr || std::io::stdout().is_terminal() {
-                out(&qr::render(&reply.config)?)?;
-            }
+            with_qr || std::io::stdout().is_terminal()
         }
-    }
-    Ok(())
-}
-
-fn create_private(path: &Path) -> Result<(PathBuf, std::fs::File), Fault> {
-    let opened = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    match opened {
-        Ok(file) => Ok((path.to_owned(), file)),
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-            let what = format!("{} exists already", path.display());
-            Err(Fault::new(FaultKind::Usage, what).remedy("choose another --out file or remove it"))
-        }
-        Err(e) => Err(Fault::file("create", path, &e)),
-    }
+    };
+    if show_qr { out(&qr::render(&reply.config)?) } else { Ok(()) }
 }
 
 async fn list(state: &State, json: bool) -> Result<(), Fault> {

@@ -1,23 +1,34 @@
 //! Keys for the ways of admission without certificates.
 
+use std::path::PathBuf;
+
 use clap::Subcommand;
 use warren_node::api::ClientError;
 use warren_node::fault::Fault;
 
+use super::private::{create_private, write_private};
 use super::{State, out};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PskCommand {
     /// Print a new 256-bit key, base64, for the `psk_file` of every member.
-    Generate,
+    Generate {
+        /// Write the key to this new file (mode 0600) instead of printing it.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
 }
 
 /// `warren psk generate`.
 pub(super) fn psk(command: &PskCommand) -> Result<(), Fault> {
     match command {
-        PskCommand::Generate => {
-            let key = warren_node::keys::generate_psk();
-            out(&format!("{}\n", *key.to_base64()))
+        PskCommand::Generate { out: file } => {
+            let mut text = warren_node::keys::generate_psk().to_base64();
+            text.push('\n');
+            match file {
+                Some(path) => write_private(create_private(path)?, text.as_bytes()),
+                None => out(&text),
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ mod daemon;
 mod events;
 mod keys;
 mod network;
+mod private;
 mod qr;
 mod service_unit;
 mod status;
@@ -316,7 +317,7 @@ mod tests {
             "wg remove phone",
             "revoke gpu-2",
             "key",
-            "psk generate",
+            "psk generate --out net.psk",
             "config show --effective --config w.toml",
             "service-unit",
             "completions bash",
@@ -326,6 +327,27 @@ mod tests {
         ] {
             let words = std::iter::once("warren").chain(line.split(' '));
             assert!(Cli::try_parse_from(words).is_ok(), "{line}");
+        }
+    }
+
+    /// The operations manual names every command and flag there is.
+    #[test]
+    fn the_manual_is_complete() {
+        let manual = include_str!("../../../../docs/operations.md");
+        let mut todo = vec![("warren".to_owned(), Cli::command())];
+        while let Some((path, command)) = todo.pop() {
+            for sub in command.get_subcommands().filter(|c| c.get_name() != "help") {
+                todo.push((format!("{path} {}", sub.get_name()), sub.clone()));
+            }
+            if command.get_subcommands().next().is_none() {
+                assert!(manual.contains(&format!("`{path}")), "no {path}");
+            }
+            for long in command.get_arguments().filter_map(clap::Arg::get_long) {
+                assert!(manual.contains(&format!("--{long}")), "no --{long} ({path})");
+            }
+        }
+        for kind in FaultKind::ALL {
+            assert!(manual.contains(&format!("\n| {} | ", kind.exit_code())), "{kind:?}");
         }
     }
 

@@ -21,7 +21,7 @@ lint:
 
 # Licences, banned crates, sources.
 deny:
-    cargo deny check bans licenses sources
+    cargo deny --log-level error check bans licenses sources
 
 # Show Warren at work on this machine.
 demo:

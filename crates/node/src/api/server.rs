@@ -12,7 +12,7 @@ use std::time::Duration;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Bytes, Frame, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -138,129 +138,162 @@ async fn connection(stream: UnixStream, requests: mpsc::Sender<ApiRequest>, even
     }
 }
 
+/// Why a request is not answered with what it asks for.
+struct Refusal {
+    status: StatusCode,
+    text: String,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, text: impl Into<String>) -> Self {
+        Self { status, text: text.into() }
+    }
+
+    fn answer(&self) -> Answer {
+        let reply = ErrorReply { error: self.text.clone() };
+        let bytes = serde_json::to_vec(&reply).unwrap_or_default();
+        answer(self.status, "application/json", Full::new(bytes.into()).boxed())
+    }
+}
+
+impl From<ApiError> for Refusal {
+    fn from(error: ApiError) -> Self {
+        Self::new(error.status(), error.to_string())
+    }
+}
+
+const CLIENTS: &str = "/v1/wg/clients";
+
+/// The methods of a path; `None` when there is no such path.
+fn methods(path: &str) -> Option<&'static str> {
+    match path {
+        "/v1/status" | "/v1/events" => Some("GET"),
+        "/v1/invites" | "/v1/revoke" | "/v1/leave" | "/v1/shutdown" => Some("POST"),
+        CLIENTS => Some("GET, POST"),
+        _ => client_of(path).map(|_| "DELETE"),
+    }
+}
+
+fn client_of(path: &str) -> Option<&str> {
+    path.strip_prefix(CLIENTS)?.strip_prefix('/')
+}
+
 async fn route(
     request: Request<Incoming>,
     requests: &mpsc::Sender<ApiRequest>,
     events: &EventLog,
 ) -> Answer {
-    let method = request.method().clone();
-    let path = request.uri().path().to_owned();
-    let allowed = match path.as_str() {
-        "/v1/status" | "/v1/events" => "GET",
-        "/v1/invites" | "/v1/revoke" | "/v1/leave" | "/v1/shutdown" => "POST",
-        "/v1/wg/clients" => "GET, POST",
-        p if p.starts_with("/v1/wg/clients/") => "DELETE",
-        _ => {
-            let text = format!("no such resource: {path}; this daemon serves /v1 only");
-            return error(StatusCode::NOT_FOUND, &text);
-        }
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let Some(allowed) = methods(&path) else {
+        let text = format!("no such resource: {path}; this daemon serves /v1 only");
+        return Refusal::new(StatusCode::NOT_FOUND, text).answer();
     };
-    match (&method, path.as_str()) {
-        (&Method::GET, "/v1/status") => ask(requests, ApiRequest::Status).await,
-        (&Method::GET, "/v1/events") => {
+    if !allowed.split(", ").any(|m| m == method.as_str()) {
+        let text = format!("{method} is not possible on {path}: use {allowed}");
+        let mut answer = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, text).answer();
+        answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+        return answer;
+    }
+    let answered = match (method.as_str(), path.as_str()) {
+        ("GET", "/v1/events") => {
             let follow = request.uri().query().unwrap_or("").split('&').any(|q| q == "follow=1");
-            feed(events, follow)
+            Ok(feed(events, follow))
         }
-        (&Method::POST, "/v1/invites") => match body::<InviteRequest>(request).await {
-            Ok(body) => ask(requests, |reply| ApiRequest::Invite(body, reply)).await,
-            Err(answer) => answer,
-        },
-        (&Method::GET, "/v1/wg/clients") => ask(requests, ApiRequest::ListClients).await,
-        (&Method::POST, "/v1/wg/clients") => match body::<AddClientRequest>(request).await {
-            Ok(body) => match name(&body.name) {
-                Ok(_) => ask(requests, |reply| ApiRequest::AddClient(body, reply)).await,
-                Err(answer) => answer,
-            },
-            Err(answer) => answer,
-        },
-        (&Method::DELETE, p) if allowed == "DELETE" => {
-            match name(p.trim_start_matches("/v1/wg/clients/")) {
-                Ok(name) => ask(requests, |reply| ApiRequest::RemoveClient(name, reply)).await,
-                Err(answer) => answer,
-            }
+        _ => dispatch(request, &path, requests).await,
+    };
+    answered.unwrap_or_else(|refusal| refusal.answer())
+}
+
+/// What goes to the daemon's loop; method and path are known to match.
+async fn dispatch(
+    request: Request<Incoming>,
+    path: &str,
+    requests: &mpsc::Sender<ApiRequest>,
+) -> Result<Answer, Refusal> {
+    if let Some(client) = client_of(path) {
+        let name = name(client)?;
+        return ask(requests, |reply| ApiRequest::RemoveClient(name, reply)).await;
+    }
+    match path {
+        "/v1/status" => ask(requests, ApiRequest::Status).await,
+        "/v1/invites" => {
+            let body: InviteRequest = body(request).await?;
+            ask(requests, |reply| ApiRequest::Invite(body, reply)).await
         }
-        (&Method::POST, "/v1/revoke") => match body::<RevokeRequest>(request).await {
-            Ok(body) => match name(&body.name) {
-                Ok(name) => ask(requests, |reply| ApiRequest::Revoke(name, reply)).await,
-                Err(answer) => answer,
-            },
-            Err(answer) => answer,
-        },
-        (&Method::POST, "/v1/leave") => ask(requests, ApiRequest::Leave).await,
-        (&Method::POST, "/v1/shutdown") => ask(requests, ApiRequest::Shutdown).await,
-        _ => {
-            let text = format!("{method} is not possible on {path}: use {allowed}");
-            let mut answer = error(StatusCode::METHOD_NOT_ALLOWED, &text);
-            answer.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static(allowed));
-            answer
+        CLIENTS if request.method() == Method::GET => ask(requests, ApiRequest::ListClients).await,
+        CLIENTS => {
+            let body: AddClientRequest = body(request).await?;
+            name(&body.name)?;
+            ask(requests, |reply| ApiRequest::AddClient(body, reply)).await
         }
+        "/v1/revoke" => {
+            let body: RevokeRequest = body(request).await?;
+            let name = name(&body.name)?;
+            ask(requests, |reply| ApiRequest::Revoke(name, reply)).await
+        }
+        "/v1/leave" => ask(requests, ApiRequest::Leave).await,
+        _ => ask(requests, ApiRequest::Shutdown).await,
     }
 }
 
-fn name(text: &str) -> Result<NodeName, Answer> {
-    text.parse()
-        .map_err(|e: warren_types::ParseNameError| error(StatusCode::BAD_REQUEST, &e.to_string()))
+fn name(text: &str) -> Result<NodeName, Refusal> {
+    text.parse().map_err(|e: warren_types::ParseNameError| {
+        Refusal::new(StatusCode::BAD_REQUEST, e.to_string())
+    })
 }
 
 /// Hands a request to the daemon's loop and waits for the answer.
 async fn ask<T: Serialize>(
     requests: &mpsc::Sender<ApiRequest>,
     make: impl FnOnce(Reply<T>) -> ApiRequest,
-) -> Answer {
-    let stopping = || error(StatusCode::SERVICE_UNAVAILABLE, "the daemon is stopping");
+) -> Result<Answer, Refusal> {
+    let stopping = || Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the daemon is stopping");
     let (reply, answer) = oneshot::channel();
     let asked = async {
         requests.send(make(reply)).await.map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())
     };
     match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
-        Ok(Ok(Ok(value))) => json(StatusCode::OK, &value),
-        Ok(Ok(Err(refusal))) => refused(&refusal),
-        Ok(Err(answer)) => answer,
-        Err(_) => {
-            error(StatusCode::GATEWAY_TIMEOUT, "the daemon is too busy to answer: try again later")
-        }
+        Ok(answered) => json(&answered??),
+        Err(_) => Err(Refusal::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "the daemon is too busy to answer: try again later",
+        )),
     }
 }
 
-fn refused(refusal: &ApiError) -> Answer {
-    error(refusal.status(), &refusal.to_string())
-}
-
-async fn body<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Answer> {
+async fn body<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Refusal> {
     let read = Limited::new(request.into_body(), MAX_BODY).collect();
     let bytes = match tokio::time::timeout(READ_TIMEOUT, read).await {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => {
             let text = format!("the request body is too large: at most {MAX_BODY} bytes");
-            return Err(error(StatusCode::PAYLOAD_TOO_LARGE, &text));
+            return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, text));
         }
-        Ok(Err(e)) => return Err(error(StatusCode::BAD_REQUEST, &e.to_string())),
+        Ok(Err(e)) => return Err(Refusal::new(StatusCode::BAD_REQUEST, e.to_string())),
         Err(_) => {
-            return Err(error(StatusCode::REQUEST_TIMEOUT, "the request body did not arrive"));
+            let text = "the request body did not arrive";
+            return Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, text));
         }
     };
-    serde_json::from_slice(&bytes)
-        .map_err(|e| error(StatusCode::BAD_REQUEST, &format!("the request body is wrong: {e}")))
+    serde_json::from_slice(&bytes).map_err(|e| {
+        Refusal::new(StatusCode::BAD_REQUEST, format!("the request body is wrong: {e}"))
+    })
 }
 
-fn json<T: Serialize>(status: StatusCode, value: &T) -> Answer {
+fn json<T: Serialize>(value: &T) -> Result<Answer, Refusal> {
     match serde_json::to_vec(value) {
-        Ok(bytes) => answer(status, "application/json", Full::new(bytes.into()).boxed()),
-        Err(e) => error(StatusCode::INTERNAL_SERVER_ERROR, &e.to_string()),
+        Ok(bytes) => {
+            Ok(answer(StatusCode::OK, "application/json", Full::new(bytes.into()).boxed()))
+        }
+        Err(e) => Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string())),
     }
-}
-
-fn error(status: StatusCode, text: &str) -> Answer {
-    let reply = ErrorReply { error: text.to_owned() };
-    let bytes = serde_json::to_vec(&reply).unwrap_or_default();
-    answer(status, "application/json", Full::new(bytes.into()).boxed())
 }
 
 fn answer(status: StatusCode, kind: &'static str, body: BoxBody<Bytes, Infallible>) -> Answer {
     let mut answer = Response::new(body);
     *answer.status_mut() = status;
-    answer.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     answer
 }
 
@@ -292,7 +325,10 @@ fn feed(events: &EventLog, follow: bool) -> Answer {
                 return;
             }
         }
-        while follow {
+        if !follow {
+            return;
+        }
+        loop {
             let record = tokio::select! {
                 record = live.recv() => record,
                 () = lines.closed() => return,

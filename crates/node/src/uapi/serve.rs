@@ -201,9 +201,8 @@ mod tests {
         let interface = name.clone();
         with_server(Path::new(RUN_DIR), &name, |_| async move {
             let wg = move |args: Vec<String>| std::process::Command::new("wg").args(args).output();
-            let show = wg.clone();
             let args = vec!["show".to_owned(), interface.clone()];
-            let out = tokio::task::spawn_blocking(move || show(args)).await.unwrap().unwrap();
+            let out = tokio::task::spawn_blocking(move || wg(args)).await.unwrap().unwrap();
             let text = String::from_utf8_lossy(&out.stdout).into_owned();
             assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
             for part in

@@ -172,11 +172,7 @@ impl DescriptorBody {
             Membership::Psk(psk) => psk.descriptor_mac(&body).to_vec(),
             Membership::Certificate(_) | Membership::Key(_) => Vec::new(),
         };
-        SignedDescriptor {
-            body,
-            signature,
-            mac,
-        }
+        SignedDescriptor { body, signature, mac }
     }
 }
 
@@ -227,10 +223,7 @@ impl SignedDescriptor {
             return Err(DescriptorError::Expired);
         }
         if body.issued > now.saturating_add(MAX_SKEW) {
-            return Err(DescriptorError::FromTheFuture {
-                issued: body.issued,
-                now,
-            });
+            return Err(DescriptorError::FromTheFuture { issued: body.issued, now });
         }
         if body.expires.saturating_sub(body.issued) > 2 * DESCRIPTOR_LIFE {
             return Err(DescriptorError::Malformed("lives too long"));
@@ -242,11 +235,7 @@ impl SignedDescriptor {
         for client in &body.clients {
             check_addresses(network, &client.key.0, &client.addresses)?;
         }
-        Ok(Descriptor {
-            body,
-            certificate_expires,
-            signed: Arc::new(self.clone()),
-        })
+        Ok(Descriptor { body, certificate_expires, signed: Arc::new(self.clone()) })
     }
 }
 
@@ -277,9 +266,7 @@ fn check_owner(
             }
         }
         Membership::Key(pinned) => {
-            let name = pinned
-                .get(&body.node)
-                .ok_or(MembershipError::NotPinned(body.node))?;
+            let name = pinned.get(&body.node).ok_or(MembershipError::NotPinned(body.node))?;
             if *name != body.name {
                 return Err(DescriptorError::WrongName(body.name.clone()));
             }
@@ -302,10 +289,7 @@ fn check_addresses(
     if addresses.len() > 4 {
         return Err(DescriptorError::Malformed("too many addresses"));
     }
-    match addresses
-        .iter()
-        .find(|a| !address::belongs_to_key(network, key, **a))
-    {
+    match addresses.iter().find(|a| !address::belongs_to_key(network, key, **a)) {
         Some(address) => Err(DescriptorError::WrongAddress(*address)),
         None => Ok(()),
     }
@@ -366,8 +350,7 @@ mod tests {
         key: &IdentityKey,
         membership: &Membership,
     ) -> Result<Descriptor, DescriptorError> {
-        body.sign(key, membership)
-            .verify(NET, membership, &RevocationList::default(), NOW)
+        body.sign(key, membership).verify(NET, membership, &RevocationList::default(), NOW)
     }
 
     #[test]
@@ -389,38 +372,17 @@ mod tests {
             check(&body, &key, &member)
         };
         use DescriptorError as E;
-        assert_eq!(
-            with(&|b| b.network = NetworkId([2; 16])),
-            Err(E::WrongNetwork)
-        );
+        assert_eq!(with(&|b| b.network = NetworkId([2; 16])), Err(E::WrongNetwork));
         assert_eq!(with(&|b| b.expires = NOW), Err(E::Expired));
-        assert!(matches!(
-            with(&|b| b.issued = NOW + 7200),
-            Err(E::FromTheFuture { .. })
-        ));
-        assert!(matches!(
-            with(&|b| b.expires = NOW * 2),
-            Err(E::Malformed(_))
-        ));
-        assert!(matches!(
-            with(&|b| b.name = "b".parse().unwrap()),
-            Err(E::WrongName(_))
-        ));
+        assert!(matches!(with(&|b| b.issued = NOW + 7200), Err(E::FromTheFuture { .. })));
+        assert!(matches!(with(&|b| b.expires = NOW * 2), Err(E::Malformed(_))));
+        assert!(matches!(with(&|b| b.name = "b".parse().unwrap()), Err(E::WrongName(_))));
         let foreign: IpAddr = "100.64.0.9".parse().unwrap();
-        assert_eq!(
-            with(&|b| b.addresses.push(foreign)),
-            Err(E::WrongAddress(foreign))
-        );
-        assert_eq!(
-            with(&|b| b.clients[0].addresses.push(foreign)),
-            Err(E::WrongAddress(foreign))
-        );
+        assert_eq!(with(&|b| b.addresses.push(foreign)), Err(E::WrongAddress(foreign)));
+        assert_eq!(with(&|b| b.clients[0].addresses.push(foreign)), Err(E::WrongAddress(foreign)));
         assert_eq!(with(&|b| b.node = NodeId([9; 32])), Err(E::BadSignature));
         let stranger = IdentityKey::generate(&mut TestRng::new(9)).unwrap();
-        assert!(matches!(
-            check(&body(&stranger), &stranger, &member),
-            Err(E::NotAMember(_))
-        ));
+        assert!(matches!(check(&body(&stranger), &stranger, &member), Err(E::NotAMember(_))));
     }
 
     #[test]
@@ -445,10 +407,7 @@ mod tests {
         for at in 0..SIGNATURE_LEN {
             let mut bad = good.clone();
             bad.signature[at] ^= 0x80;
-            assert!(
-                bad.verify(NET, &member, &none, NOW).is_err(),
-                "signature byte {at}"
-            );
+            assert!(bad.verify(NET, &member, &none, NOW).is_err(), "signature byte {at}");
         }
     }
 

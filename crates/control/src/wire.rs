@@ -301,15 +301,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn samples() -> Vec<Message> {
-        let descriptor = SignedDescriptor {
-            body: vec![1, 2, 3],
-            signature: [7; 64],
-            mac: vec![],
-        };
-        let revocation = SignedRevocation {
-            body: vec![4],
-            signature: [8; 64],
-        };
+        let descriptor = SignedDescriptor { body: vec![1, 2, 3], signature: [7; 64], mac: vec![] };
+        let revocation = SignedRevocation { body: vec![4], signature: [8; 64] };
         vec![
             Message::PskProof(vec![5; 48]),
             Message::Hello(Box::new(Hello {
@@ -322,10 +315,7 @@ mod tests {
             })),
             Message::Ready,
             Message::Digest(Digest {
-                entries: vec![DigestEntry {
-                    node: NodeId([1; 32]),
-                    sequence: 9,
-                }],
+                entries: vec![DigestEntry { node: NodeId([1; 32]), sequence: 9 }],
                 last: true,
             }),
             Message::Descriptor(descriptor.clone()),
@@ -349,10 +339,7 @@ mod tests {
             })),
             Message::JoinRefused(JoinRefusal::TokenUsed),
             Message::JoinRefused(JoinRefusal::Taken("x".into())),
-            Message::JoinRefused(JoinRefusal::ClockWrong {
-                difference_s: 1,
-                member_time: 2,
-            }),
+            Message::JoinRefused(JoinRefusal::ClockWrong { difference_s: 1, member_time: 2 }),
             Message::Unknown(4000),
         ]
     }
@@ -363,17 +350,11 @@ mod tests {
             let bytes = message.encode();
             assert_eq!(Message::decode(&bytes).unwrap(), message);
             for end in 0..bytes.len() {
-                assert!(
-                    Message::decode(&bytes[..end]).is_err(),
-                    "{message:?} cut at {end}"
-                );
+                assert!(Message::decode(&bytes[..end]).is_err(), "{message:?} cut at {end}");
             }
             let mut longer = bytes.clone();
             longer.push(0);
-            assert!(
-                Message::decode(&longer).is_err(),
-                "{message:?} with a byte more"
-            );
+            assert!(Message::decode(&longer).is_err(), "{message:?} with a byte more");
         }
     }
 
@@ -382,9 +363,7 @@ mod tests {
         // [7, [array of 2^32 certificates]]
         let bytes = [0x82, 7, 0x81, 0x9a, 0xff, 0xff, 0xff, 0xff];
         assert!(Message::decode(&bytes).is_err());
-        let digest = [
-            0x82, 3, 0xa2, 0, 0x9b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
-        ];
+        let digest = [0x82, 3, 0xa2, 0, 0x9b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
         assert!(Message::decode(&digest).is_err());
     }
 

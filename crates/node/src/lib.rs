@@ -14,7 +14,6 @@ pub mod keys;
 pub mod random;
 pub mod start;
 pub mod store;
-pub mod system;
 pub mod telemetry;
 pub mod transport;
 pub mod uapi;

@@ -423,8 +423,12 @@ impl Core {
         }
         self.stale = true;
         let now = Instant::now();
+        let (own, timing) = (self.shared.id(), self.shared.timing);
         if let Some(schedule) = self.schedule.get_mut(&Target::Node(node)) {
-            schedule.lost(now, &self.shared.timing);
+            schedule.lost(now, &timing);
+            if own > node {
+                schedule.next += timing.courtesy;
+            }
         }
         if let Some(name) = peer.announced {
             self.emit(ControlEvent::PeerLost { node, name, reason });

@@ -51,7 +51,9 @@ pub(crate) async fn read(recv: &mut RecvStream, limit: usize) -> Result<Message,
 
 async fn read_exact(recv: &mut RecvStream, buffer: &mut [u8]) -> Result<(), FrameError> {
     recv.read_exact(buffer).await.map_err(|error| match error {
-        ReadExactError::FinishedEarly(_) => FrameError::Ended("the peer ended the stream".into()),
+        ReadExactError::FinishedEarly(_) => {
+            FrameError::Ended("the peer closed the connection".into())
+        }
         ReadExactError::ReadError(error) => FrameError::Ended(error.to_string()),
     })
 }

@@ -27,6 +27,7 @@ pub mod netns;
 pub mod privileges;
 pub mod process;
 pub mod terminal;
+pub mod thread;
 pub mod tun;
 pub mod udp;
 pub mod wait;

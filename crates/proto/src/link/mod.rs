@@ -23,3 +23,6 @@ pub mod seal;
 pub mod session;
 pub mod tables;
 pub mod transmit;
+
+#[cfg(test)]
+mod fast_tests;

@@ -11,6 +11,7 @@
 //! - [`process`]: detaching, signals, what a process costs.
 //! - [`privileges`]: giving up what a running daemon never needs.
 //! - [`terminal`]: single keys.
+//! - [`thread`]: scheduling of the calling thread.
 //!
 //! Invariants: every function is safe to call with any arguments; errors say
 //! what was missing and what to do about it. No protocol knowledge, no policy.

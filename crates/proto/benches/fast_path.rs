@@ -55,7 +55,9 @@ fn tables(suite: Suite, own: &str, other: &str) -> Tables {
     let tables = Tables::default();
     tables.insert_session(Arc::new(RecvSession::new(suite, 1, &[7; 32], peer.clone(), 1)));
     let net = format!("{other}/32").parse().expect("a prefix");
-    tables.routes.store(Arc::new(Routes::new(vec![own.parse().expect("an address")], [(net, peer)])));
+    tables
+        .routes
+        .store(Arc::new(Routes::new(vec![own.parse().expect("an address")], [(net, peer)])));
     tables
 }
 

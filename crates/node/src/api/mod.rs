@@ -27,7 +27,7 @@ mod server;
 pub use client::{Client, ClientError, EventStream};
 pub use events::EventLog;
 pub use request::{ApiError, ApiRequest, Reply};
-pub use server::{bind, serve};
+pub use server::{ApiSocket, bind, serve};
 
 #[cfg(test)]
 mod tests;

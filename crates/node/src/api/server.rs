@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -43,12 +43,25 @@ const FEED_DEPTH: usize = 64;
 
 type Answer = Response<BoxBody<Bytes, Infallible>>;
 
+/// The bound API socket; its file is removed when dropped.
+#[derive(Debug)]
+pub struct ApiSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Drop for ApiSocket {
+    fn drop(&mut self) {
+        let _already_gone = std::fs::remove_file(&self.path);
+    }
+}
+
 /// Binds the API socket with mode 0600. A stale file of a dead daemon is
 /// replaced; a live one is left alone.
 ///
 /// # Errors
 /// [`Fault`] when a daemon already answers there or the socket cannot be made.
-pub fn bind(path: &Path) -> Result<UnixListener, Fault> {
+pub fn bind(path: &Path) -> Result<ApiSocket, Fault> {
     if path.as_os_str().len() > 107 {
         let what = format!("the path of the API socket is too long: {}", path.display());
         return Err(Fault::new(FaultKind::State, what)
@@ -68,9 +81,10 @@ pub fn bind(path: &Path) -> Result<UnixListener, Fault> {
     }
     let listener =
         UnixListener::bind(path).map_err(|e| Fault::file("create the socket", path, &e))?;
+    let socket = ApiSocket { listener, path: path.to_owned() };
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
         .map_err(|e| Fault::file("protect the socket", path, &e))?;
-    Ok(listener)
+    Ok(socket)
 }
 
 /// Serves until the future is dropped. `requests` leads to the daemon's loop.
@@ -79,17 +93,18 @@ pub fn bind(path: &Path) -> Result<UnixListener, Fault> {
 /// # Errors
 /// When the owner of the socket cannot be read, or accepting fails for good.
 pub async fn serve(
-    listener: UnixListener,
+    socket: ApiSocket,
     requests: mpsc::Sender<ApiRequest>,
     events: EventLog,
 ) -> io::Result<()> {
-    let owner = socket_owner(&listener)?;
+    // The file is the daemon's own, so its owner is the daemon's user.
+    let owner = std::fs::metadata(&socket.path)?.uid();
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut tasks = tokio::task::JoinSet::new();
     loop {
         while tasks.try_join_next().is_some() {}
         let Ok(slot) = slots.clone().acquire_owned().await else { return Ok(()) };
-        let stream = match listener.accept().await {
+        let stream = match socket.listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
                 // Out of descriptors or memory: others may free some.
@@ -108,13 +123,6 @@ pub async fn serve(
             drop(slot);
         });
     }
-}
-
-/// The user the socket file belongs to: the daemon's own, without a system call.
-fn socket_owner(listener: &UnixListener) -> io::Result<u32> {
-    let address = listener.local_addr()?;
-    let path = address.as_pathname().ok_or_else(|| io::Error::other("the socket has no path"))?;
-    Ok(std::fs::metadata(path)?.uid())
 }
 
 fn may_use(stream: &UnixStream, owner: u32) -> bool {

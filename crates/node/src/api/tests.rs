@@ -198,6 +198,8 @@ async fn nobody_there_and_already_there_are_told_apart() {
     assert!(fault.to_string().contains("warren up"));
 
     drop(bind(&dir.socket()).unwrap());
+    assert!(!dir.socket().exists(), "the file goes with the daemon");
+    drop(std::os::unix::net::UnixListener::bind(dir.socket()).unwrap());
     assert!(dir.socket().exists(), "a killed daemon leaves its socket file");
     let listener = bind(&dir.socket()).unwrap();
     assert!(bind(&dir.socket()).unwrap_err().to_string().contains("already runs"));

@@ -2,14 +2,19 @@
 //! output. With `--detach` the process forks first; the part that stays in the
 //! foreground ends when the node serves.
 
+use std::collections::HashSet;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, oneshot};
 use warren_node::api::{Client, EventLog};
 use warren_node::config::{Config, LogFormat};
 use warren_node::fault::{Fault, FaultKind};
 use warren_node::start::{
-    Detached, Ended, Intent, Outcome, ReadinessReport, Ready, Start, detach, run,
+    Detached, Ended, Intent, ReadinessReport, Ready, Start, detach, run,
 };
+use warren_node::store::{self, Store};
 use warren_node::telemetry;
 use warren_types::api::{Event, EventRecord};
 
@@ -33,11 +38,11 @@ fn start(arguments: Run, intent: Intent) -> Result<(), Fault> {
     let config = arguments.flags.load()?;
     refuse_second_daemon(&config)?;
     if !detached {
-        return serve(config, intent, None);
+        return serve_or_undo(config, intent, None);
     }
     // Before any thread: a fork copies only one.
     match detach().map_err(|e| Fault::internal(&e))? {
-        Detached::Daemon(report) => serve(config, intent, Some(report)),
+        Detached::Daemon(report) => serve_or_undo(config, intent, Some(report)),
         // It has printed why it failed, on the same terminal; what is left is
         // the exit code.
         Detached::Parent(readiness) => match readiness.wait() {
@@ -56,6 +61,24 @@ fn refuse_second_daemon(config: &Config) -> Result<(), Fault> {
     Err(Fault::new(FaultKind::State, what).remedy(
         "`warren status` shows it, `warren down` stops it; --state-dir makes room for another",
     ))
+}
+
+/// A first start that fails leaves no state behind.
+fn serve_or_undo(config: Config, intent: Intent, report: Option<ReadinessReport>) -> Ended {
+    let dir = config.state_dir.clone();
+    let was_fresh = !store::holds_state(&dir);
+    let ended = serve(config, intent, report);
+    // Opening takes the lock: never under a daemon that runs.
+    if ended.is_err()
+        && was_fresh
+        && dir.exists()
+        && let Ok(store) = Store::open(&dir)
+        && matches!(store.member(), Ok(None))
+        && let Err(error) = store.wipe()
+    {
+        tracing::warn!(%error, "the unfinished state could not be removed");
+    }
+    ended
 }
 
 fn serve(config: Config, intent: Intent, report: Option<ReadinessReport>) -> Ended {
@@ -127,22 +150,26 @@ impl Teller {
     ) -> Result<(), Fault> {
         // A start that failed drops the sender; the daemon's result says why.
         let Ok(ready) = is_ready.await else { return Ok(()) };
-        let invites = matches!(ready.outcome, Outcome::Created { code: Some(_) });
-        if !self.json || invites {
-            out(&story::opening(&ready))?;
-        }
+        out(&if self.json { story::opening_json(&ready) } else { story::opening(&ready) })?;
         if let Some(report) = report {
-            report.ready(Some(&self.log)).map_err(|e| Fault::file("open", &self.log, &e))?;
+            self.go_to_background(report).map_err(|e| Fault::file("open", &self.log, &e))?;
         }
         let mut hinted = false;
+        let mut admitted = HashSet::new();
         loop {
             let record = match news.recv().await {
                 Ok(record) => record,
                 Err(broadcast::error::RecvError::Lagged(_)) => continue,
                 Err(broadcast::error::RecvError::Closed) => return Ok(()),
             };
-            // The opening has said so.
-            if matches!(record.event, Event::Started { .. }) && !self.json {
+            // What was said already: by the opening, or as the admission.
+            let known = match &record.event {
+                Event::Started { .. } => true,
+                Event::NodeAdmitted { name } => !admitted.insert(name.clone()),
+                Event::PeerDiscovered { name } => admitted.contains(name),
+                _ => false,
+            };
+            if known && !self.json {
                 continue;
             }
             out(&self.line(&record))?;
@@ -154,6 +181,13 @@ impl Teller {
                 self.hint(name).await?;
             }
         }
+    }
+
+    /// From here on, output goes to the log in the state directory.
+    fn go_to_background(&self, report: ReadinessReport) -> std::io::Result<()> {
+        // Made here for its mode; the report opens it by name.
+        OpenOptions::new().create(true).append(true).mode(0o600).open(&self.log)?;
+        report.ready(Some(&self.log))
     }
 
     fn line(&self, record: &EventRecord) -> String {
@@ -168,8 +202,8 @@ impl Teller {
     async fn hint(&self, name: &str) -> Result<(), Fault> {
         let Ok(status) = self.client.status().await else { return Ok(()) };
         let peer = status.peers.iter().find(|p| p.name == name);
-        match peer.and_then(|p| p.addresses.first()) {
-            Some(address) => out(&story::hint(name, *address)),
+        match peer.and_then(|p| story::handy(&p.addresses)) {
+            Some(address) => out(&story::hint(name, address)),
             None => Ok(()),
         }
     }

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use warren_node::api::ClientError;
-use warren_node::fault::Fault;
+use warren_node::fault::{Fault, FaultKind};
 use warren_node::store::Store;
 use warren_types::NodeName;
 use warren_types::api::InviteRequest;
@@ -82,10 +82,19 @@ async fn remove_emptied(dir: &std::path::Path) {
     }
 }
 
-/// `warren down`.
+/// `warren down`. Returns when the daemon is gone, so that another can start.
 pub(super) async fn down(state: &State) -> Result<(), Fault> {
     state.client().shutdown().await?;
-    out("Stopped; `warren up` starts this node again with the same identity.\n")
+    let dir = state.dir();
+    for _ in 0..100 {
+        // The lock is free when the process has ended.
+        if !dir.exists() || Store::open(&dir).is_ok() {
+            return out("Stopped; `warren up` starts this node again with the same identity.\n");
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Err(Fault::new(FaultKind::Internal, "the daemon was asked to stop but still runs")
+        .remedy("wait a little; its process id is in the file `lock` of the state directory"))
 }
 
 #[cfg(test)]

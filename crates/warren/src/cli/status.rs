@@ -72,7 +72,7 @@ fn table(peers: &[PeerStatus]) -> String {
         };
         rows.push([
             name,
-            p.addresses.first().map_or_else(none, ToString::to_string),
+            story::handy(&p.addresses).map_or_else(none, |a| a.to_string()),
             p.path.clone(),
             p.rtt_ms.map_or_else(none, story::millis),
             p.loss.map_or_else(none, |l| format!("{:.1} %", l * 100.0)),

@@ -37,6 +37,24 @@ pub(super) fn opening(ready: &Ready) -> String {
     }
 }
 
+/// The same as one JSON object, for readers of `--log-format json`.
+pub(super) fn opening_json(ready: &Ready) -> String {
+    let (outcome, code) = match &ready.outcome {
+        Outcome::Created { code } => ("created", code.as_deref()),
+        Outcome::Joined => ("joined", None),
+        Outcome::Restarted { .. } => ("restarted", None),
+    };
+    let object = serde_json::json!({
+        "event": "ready",
+        "outcome": outcome,
+        "name": ready.node.as_str(),
+        "network": ready.network.as_str(),
+        "addresses": ready.addresses,
+        "code": code,
+    });
+    format!("{object}\n")
+}
+
 /// What to try once the first path is there.
 pub(super) fn hint(name: &str, address: IpAddr) -> String {
     format!("Try it: ping {address} reaches {name}. `warren status` shows all peers.\n")
@@ -78,6 +96,11 @@ pub(super) fn plain(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
+/// The address to show or type when one is enough: IPv4 is shorter.
+pub(super) fn handy(addresses: &[IpAddr]) -> Option<IpAddr> {
+    addresses.iter().find(|a| a.is_ipv4()).or(addresses.first()).copied()
+}
+
 /// Addresses separated by commas.
 pub(super) fn listed(addresses: &[IpAddr]) -> String {
     addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
@@ -110,6 +133,22 @@ mod tests {
         ] {
             assert!(!opening(&ready(outcome)).contains("warren join"));
         }
+    }
+
+    #[test]
+    fn the_opening_for_programs_has_the_code() {
+        let text = opening_json(&ready(Outcome::Created { code: Some("warren1abc".into()) }));
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&value["code"], &value["outcome"]), (&"warren1abc".into(), &"created".into()));
+        assert_eq!(value["addresses"][0], "100.64.0.1");
+    }
+
+    #[test]
+    fn the_handy_address_is_short() {
+        let both = ready(Outcome::Joined).addresses;
+        assert_eq!(handy(&[both[1], both[0]]), Some(both[0]));
+        assert_eq!(handy(&both[1..]), Some(both[1]));
+        assert_eq!(handy(&[]), None);
     }
 
     #[test]

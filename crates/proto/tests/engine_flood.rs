@@ -1,5 +1,7 @@
 //! Floods of forged initiations, and what many idle peers cost.
 
+#![allow(clippy::disallowed_methods, reason = "tests read the clock and files")]
+
 mod sim;
 
 use std::net::SocketAddr;

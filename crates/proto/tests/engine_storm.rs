@@ -1,6 +1,8 @@
 //! Randomised runs: three engines in bad weather, and engines fed with
 //! arbitrary bytes. The seed is printed; `WARREN_TEST_SEED` repeats a run.
 
+#![allow(clippy::disallowed_methods, reason = "tests read the clock and files")]
+
 mod sim;
 
 use std::collections::HashSet;

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use warren_types::{DropReason, Suite};
+use warren_types::DropReason;
 
 use super::event::{LinkEvent, LinkState, Now, PeerStats};
 use super::peer::{MAX_STAGED, Peer, Session, advance};
 use super::timers::{EXPIRE_MS, RETRY_MS};
 use super::{Core, MAX_STAGED_BYTES};
 use crate::link::frame::{ECHO_LEN, Frame};
+use crate::link::seal::padded;
 use crate::link::session::{HEADER_LEN, OVERHEAD, REJECT_AFTER_MESSAGES, RecvSession, SendSession};
 use crate::noise::TransportKeys;
 
@@ -265,11 +266,7 @@ impl Peer {
         for mut packet in staged {
             let len = packet.len();
             core.staged_bytes -= len;
-            if self.config.suite == Suite::ChaCha20Poly1305 {
-                // WireGuard section 5.4.6: zeros up to a multiple of 16, but
-                // not beyond what the path carries.
-                packet.resize(len.next_multiple_of(16).min(path_mtu.max(len)), 0);
-            }
+            packet.resize(padded(len, path_mtu), 0);
             if self.seal_and_send(core, &packet, len <= path_mtu, now_ms) {
                 packets += 1;
                 bytes += len as u64;

@@ -55,6 +55,15 @@ impl MacKey {
     pub fn for_receiver(public: &LinkPublicKey) -> Self {
         Self(labelled(LABEL_MAC1, public))
     }
+
+    /// Writes the mac1 an initiation or response to that receiver must have;
+    /// anything else is left alone. Floods and fuzzers do the same.
+    pub fn stamp(&self, datagram: &mut [u8]) {
+        if let Some((mac1, mac2)) = mac_offsets(datagram) {
+            let tag = keyed(&self.0, &[&datagram[..mac1]]);
+            datagram[mac1..mac2].copy_from_slice(&tag);
+        }
+    }
 }
 
 /// Where the two MACs stand in an initiation or response.

@@ -1,0 +1,5 @@
+//! What the fuzz targets run. See `README.md`.
+
+pub mod config;
+pub mod control;
+pub mod proto;

@@ -259,7 +259,7 @@ mod tests {
     #[test]
     fn a_pair_carries_traffic() {
         if !netns::is_privileged() {
-            eprintln!("no privilege for namespaces here: nothing checked");
+            eprintln!("SKIPPED: no privilege for network namespaces");
             return;
         }
         let pair = Pair::create(1500, Underlay::Direct).unwrap();

@@ -271,7 +271,7 @@ mod tests {
 
     fn pair() -> Option<Pair> {
         if !warren_os::netns::is_privileged() {
-            eprintln!("no privilege for namespaces here: nothing checked");
+            eprintln!("SKIPPED: no privilege for network namespaces");
             return None;
         }
         Some(Pair::create(1500, Underlay::Direct).unwrap())

@@ -269,7 +269,7 @@ mod tests {
     fn privileged() -> bool {
         let privileged = is_privileged();
         if !privileged {
-            eprintln!("no privilege for namespaces here: nothing checked");
+            eprintln!("SKIPPED: no privilege for network namespaces");
         }
         privileged
     }
@@ -338,7 +338,7 @@ mod tests {
     #[test]
     fn an_isolated_command_is_root_in_its_own_world() {
         if check_user_namespaces().is_err() {
-            eprintln!("user namespaces are not allowed here: nothing checked");
+            eprintln!("SKIPPED: user namespaces are not allowed here");
             return;
         }
         let mut command = Command::new("cat");

@@ -67,7 +67,7 @@ fn main() -> ExitCode {
         Ok(Privilege::Here) => {}
         Ok(Privilege::Delegated(code)) => return code,
         Err(error) => {
-            println!("no lab here, nothing checked: {error:#}");
+            println!("SKIPPED: no lab here: {error:#}");
             let required = std::env::var("WARREN_LAB").is_ok_and(|value| value == "required");
             return if required { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }

@@ -35,7 +35,7 @@ pub(crate) fn boringtun_reaches_the_mesh() -> Result<()> {
 fn client_reaches_the_mesh(program: &str, arguments: &[&str]) -> Result<()> {
     let programs = programs();
     if programs.find(program).is_none() || programs.find("wg").is_none() {
-        println!("  {program} or wg is not installed: not checked");
+        println!("SKIPPED: {program} or wg is not installed");
         return Ok(());
     }
     let mut two = Two::start(1500, Suite::Aes256Gcm)?;
@@ -96,7 +96,7 @@ fn client_host(pair: &Pair) -> Result<Host> {
 pub(crate) fn stock_wg_shows_a_warren_interface() -> Result<()> {
     let programs = programs();
     let Some(wg) = programs.find("wg") else {
-        println!("  wg is not installed: not checked");
+        println!("SKIPPED: wg is not installed");
         return Ok(());
     };
     let two = Two::start(1500, Suite::ChaCha20Poly1305)?;

@@ -72,8 +72,9 @@ impl Transmitter {
         if let Some(answer) = answer
             && self.answers.allow(now_ms)
         {
-            let from = self.routes.as_ref().and_then(|routes| routes.local_address(ip.v6));
-            if let Some(reply) = icmp::answer(&ip, packet, from, answer) {
+            // As from the destination: kernels drop what comes in with an
+            // address of their own as its source.
+            if let Some(reply) = icmp::answer(&ip, packet, None, answer) {
                 io.tun(&[&[0; VNET_LEN][..], &reply].concat());
             }
         }

@@ -15,6 +15,11 @@ use warren_lab::process::Node;
 
 pub(crate) fn a_moved_node_keeps_its_connections() -> Result<()> {
     let mut two = Two::start(1500, Suite::Aes256Gcm)?;
+    // Bound to no address, so that it can move.
+    let mut spec = two.right.stop(PATIENCE)?;
+    spec.listen = "0.0.0.0:51820".parse()?;
+    two.right = spec.up(None, PATIENCE)?;
+    two.right.wait_connected("left", PATIENCE)?;
     let to = two.left.overlay_address(false)?;
     let (left, right) = (&two.pair.left, &two.pair.right);
     let mut netlink = right.netlink()?;

@@ -117,11 +117,7 @@ pub async fn run(start: Start) -> Ended {
         membership::save(&store, &standing)?;
     }
     let listener = api::bind(&config.api_socket())?;
-    let wg_tool =
-        interface.parse().ok().and_then(|name| uapi::bind(uapi::RUN_DIR.as_ref(), &name).ok());
-    if wg_tool.is_none() {
-        tracing::info!("`wg show` will not work: {} cannot be written", uapi::RUN_DIR);
-    }
+    let wg_tool = wg_socket(&interface);
     confine(&config, wg_tool.as_ref().map(|s| s.path().to_owned()));
 
     let epoch = Instant::now();
@@ -239,6 +235,19 @@ pub async fn run(start: Start) -> Ended {
         requests: requests_in,
     };
     daemon.serve(inbox, stop).await
+}
+
+/// The socket of `wg show`; a comfort, so failing is only noted.
+fn wg_socket(interface: &str) -> Option<uapi::Socket> {
+    let bound = interface
+        .parse()
+        .map_err(|e| format!("{e}"))
+        .and_then(|name| uapi::bind(uapi::RUN_DIR.as_ref(), &name).map_err(|e| e.to_string()));
+    bound
+        .inspect_err(|reason| {
+            tracing::info!("`wg show {interface}` will not work: {}: {reason}", uapi::RUN_DIR);
+        })
+        .ok()
 }
 
 fn clock() -> Clock {

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use ipnet::IpNet;
 use tokio::sync::mpsc;
 use warren_control::directory::{DirectoryChange, NodeView};
-use warren_proto::engine::{Engine, LinkEvent, LinkState, Now, Transmit};
+use warren_proto::engine::{Engine, LinkEvent, LinkState, Now, Refusal, Transmit};
 use warren_proto::link::event::ToEngine;
 use warren_types::api::Event;
 use warren_types::{DropCounters, DropReason, LinkPublicKey, NodeId};
@@ -229,6 +229,10 @@ impl Daemon {
                     self.events.publish(Event::PeerUnreachable { name });
                 }
             }
+            // Impatience, not hostility: it tries again.
+            LinkEvent::Refused { from, reason: reason @ Refusal::TooFast, .. } => {
+                tracing::debug!(%from, %reason, "link handshake refused");
+            }
             LinkEvent::Refused { from, reason, .. } => {
                 tracing::warn!(%from, %reason, "link handshake refused");
                 self.events.publish(Event::Refused { remote: from, reason: reason.to_string() });
@@ -311,18 +315,18 @@ impl Daemon {
     fn peer_connected(&mut self, peer: PeerConnected) {
         let id = peer.node;
         self.learn(peer.view.clone());
-        self.mesh.connected(id, peer.remote, peer.psk, peer.post_quantum, peer.dialer);
         if peer.clock_ahead_s.abs() > CLOCK_WARNING_S {
             tracing::warn!(name = %peer.view.name, seconds = peer.clock_ahead_s, "a member's clock differs from ours");
         }
-        self.update_peer(id);
-        if let Some(key) = self.mesh.view(id).map(|v| v.descriptor.body.link_key) {
-            // A link that works stays where it is: it may have roamed since.
-            let up = self.engine.stats(&key, self.now()).is_some_and(|s| s.state == LinkState::Up);
-            if !up {
-                self.engine.set_endpoint(&key, peer.remote, self.now(), &mut OsRandom);
-            }
+        // The address first, then the key: the key starts the handshake, and
+        // one sent to an older address would only be in the way. A link that
+        // works stays where it is: it may have roamed since.
+        let key = peer.view.descriptor.body.link_key;
+        if !self.engine.stats(&key, self.now()).is_some_and(|s| s.state == LinkState::Up) {
+            self.engine.set_endpoint(&key, peer.remote, self.now(), &mut OsRandom);
         }
+        self.mesh.connected(id, peer.remote, peer.psk, peer.post_quantum, peer.dialer);
+        self.update_peer(id);
         // The peer may go ahead only now that we know the key.
         let _peer_waits_no_more = peer.installed.send(());
     }

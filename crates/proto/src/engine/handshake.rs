@@ -18,8 +18,8 @@ use crate::noise::{Initiator, OpenedInitiation, Tai64n, mac1_ok};
 /// Shortest time between two initiations of one peer that are answered: 50 a
 /// second, as WireGuard.
 const INITIATION_GAP_MS: u64 = 20;
-/// Unfetched events beyond which refusals are not reported one by one.
-const MAX_REFUSALS: usize = 256;
+/// Refusals reported in one second; all are counted.
+const REPORTED_A_SECOND: u32 = 20;
 
 impl Engine {
     /// A handshake datagram. `queued` is how many more are waiting behind it.
@@ -50,16 +50,17 @@ impl Engine {
     }
 
     fn initiation(&mut self, from: SocketAddr, datagram: &[u8], now: Now, rng: &mut dyn CryptoRng) {
+        let now_ms = self.core.ms(now.instant);
         let opened = match OpenedInitiation::open(&self.core.config.key, datagram, rng) {
             Ok(opened) => opened,
-            Err(_) => return self.core.refuse(from, None, Refusal::NotAuthentic),
+            Err(_) => return self.core.refuse(from, None, Refusal::NotAuthentic, now_ms),
         };
         let remote = opened.remote;
         let Some(peer) = self.peers.get_mut(&remote) else {
-            return self.core.refuse(from, Some(remote), Refusal::UnknownPeer);
+            return self.core.refuse(from, Some(remote), Refusal::UnknownPeer, now_ms);
         };
         if let Err(reason) = peer.answer(&mut self.core, from, opened, now, rng) {
-            return self.core.refuse(from, Some(remote), reason);
+            return self.core.refuse(from, Some(remote), reason, now_ms);
         }
         peer.service(&mut self.core, now, rng);
     }
@@ -113,9 +114,20 @@ impl Core {
         false
     }
 
-    fn refuse(&mut self, from: SocketAddr, peer: Option<LinkPublicKey>, reason: Refusal) {
+    fn refuse(
+        &mut self,
+        from: SocketAddr,
+        peer: Option<LinkPublicKey>,
+        reason: Refusal,
+        now_ms: u64,
+    ) {
         self.drop_packet(DropReason::BadHandshake);
-        if self.events.len() < MAX_REFUSALS {
+        let (second, reported) = &mut self.refusals;
+        if now_ms / 1000 != *second {
+            (*second, *reported) = (now_ms / 1000, 0);
+        }
+        *reported += 1;
+        if *reported <= REPORTED_A_SECOND {
             self.event(LinkEvent::Refused { from, peer, reason });
         }
     }
@@ -180,7 +192,7 @@ impl Peer {
             return core.drop_packet(DropReason::BadHandshake);
         };
         let Ok(keys) = pending.initiator.finish(datagram, psk.as_ref()) else {
-            return core.refuse(from, Some(key), Refusal::ResponseNotAuthentic);
+            return core.refuse(from, Some(key), Refusal::ResponseNotAuthentic, now_ms);
         };
         let their_index = message::sender(datagram).unwrap_or_default();
         self.active().pending = None;

@@ -93,6 +93,8 @@ struct Core {
     load: LoadMeter,
     sources: SourceLimiter,
     staged_bytes: usize,
+    /// A second and how many refusals were reported in it.
+    refusals: (u64, u32),
 }
 
 impl Core {
@@ -158,6 +160,7 @@ impl Engine {
             indices: HashMap::new(),
             timers: BTreeSet::new(),
             staged_bytes: 0,
+            refusals: (0, 0),
         };
         Self { core, peers: HashMap::new(), next_order: 0, routes_changed: true }
     }

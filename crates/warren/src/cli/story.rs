@@ -23,7 +23,7 @@ pub(super) fn opening(ready: &Ready) -> String {
         ),
         Outcome::Created { code: None } => format!(
             "Network {network} is up; this machine is {here}.\n\
-             Members named in the configuration connect by themselves.\n"
+             Other members connect by themselves.\n"
         ),
         Outcome::Joined => format!("Joined {network}; this machine is {here}.\n"),
         Outcome::Restarted { admin } => {

@@ -7,7 +7,7 @@
 //! - [`wan`]: hosts joined by such paths between the regions of the world.
 //! - [`stock`]: unmodified WireGuard programs on hosts.
 //! - [`traffic`]: streams and echoes that check themselves.
-//! - [`bench`]: Warren beside other VPNs on the same link.
+//! - [`mod@bench`]: Warren beside other VPNs on the same link.
 //!
 //! Invariants: nothing outlives the process that made it, however it ends:
 //! namespaces go with their last holder, children with their parent. Works as

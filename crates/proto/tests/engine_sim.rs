@@ -1,11 +1,6 @@
 //! Engines against each other over a simulated network: what WireGuard's
 //! timers promise, and what attackers and bad networks must not achieve.
 
-#![allow(
-    clippy::disallowed_methods,
-    reason = "the simulation starts at some Instant and may take its seed from the environment"
-)]
-
 mod sim;
 
 use std::net::SocketAddr;

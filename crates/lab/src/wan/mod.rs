@@ -14,7 +14,7 @@
 //! link. Dropping [`Wan`] ends the threads and removes the interfaces.
 //!
 //! Deliberately not here: name resolution, routers that answer (no ICMP), and
-//! address translation; the place for the latter is [`world::World::route`],
+//! address translation; the place for the latter is `World::route`,
 //! which every packet passes once.
 
 mod frame;

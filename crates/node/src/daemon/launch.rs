@@ -324,7 +324,6 @@ async fn join(
     Ok(standing)
 }
 
-#[expect(clippy::too_many_arguments, reason = "called once; each part has its own origin")]
 fn spawn_workers(
     tun: Tun,
     underlay: &startup::Underlay,

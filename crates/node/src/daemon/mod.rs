@@ -1,7 +1,7 @@
 //! The daemon: ties the engine, the workers, the control transport, the local
 //! API and the operating system together in one loop.
 //!
-//! In: a [`Start`], packets (through the workers), control events, API
+//! In: a [`Start`](crate::start::Start), packets (through the workers), control events, API
 //! requests. Out: a TUN interface that reaches the network's members, and
 //! events. Invariants: everything slow runs in this one task on one thread, so
 //! there are no locks; traffic never passes through it (the workers carry it);

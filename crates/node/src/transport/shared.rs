@@ -43,7 +43,6 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    #[expect(clippy::too_many_arguments, reason = "built once, each part is distinct")]
     pub(crate) fn new(
         key: Arc<IdentityKey>,
         instance: u64,

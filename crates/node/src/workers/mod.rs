@@ -106,7 +106,7 @@ impl Workers {
                 tables: config.tables.clone(),
                 drops: config.drops.clone(),
                 engine: config.engine.clone(),
-                mac_key: config.mac_key.clone(),
+                mac_key: config.mac_key,
                 epoch: config.epoch,
                 offloads: config.offloads,
                 waker: workers.waker.clone(),

@@ -4,6 +4,10 @@
 //! window and tells the engine what workers tell it.
 
 #![allow(dead_code, reason = "each test binary uses a part of the harness")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the simulation starts at some Instant and may take its seed from the environment"
+)]
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

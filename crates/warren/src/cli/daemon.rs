@@ -11,9 +11,7 @@ use tokio::sync::{broadcast, oneshot};
 use warren_node::api::{Client, EventLog};
 use warren_node::config::{Config, LogFormat};
 use warren_node::fault::{Fault, FaultKind};
-use warren_node::start::{
-    Detached, Ended, Intent, ReadinessReport, Ready, Start, detach, run,
-};
+use warren_node::start::{Detached, Ended, Intent, ReadinessReport, Ready, Start, detach, run};
 use warren_node::store::{self, Store};
 use warren_node::telemetry;
 use warren_types::api::{Event, EventRecord};

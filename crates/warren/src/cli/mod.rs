@@ -159,7 +159,7 @@ pub(crate) struct Flags {
     /// The network's name, when it is created [default: warren].
     #[arg(long, value_name = "NAME")]
     network: Option<NetworkName>,
-    /// UDP address to listen on [default: [::]:9277, IPv4 as well].
+    /// UDP address to listen on [default: `[::]:9277`, IPv4 as well].
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<Listen>,
     /// Interface to create [default: warren0].

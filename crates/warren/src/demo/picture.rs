@@ -163,7 +163,7 @@ fn draw_claims(canvas: &mut Canvas, scene: &Scene, elapsed: Duration) {
 
 fn draw_activity(canvas: &mut Canvas, activity: Option<&Activity>, elapsed: Duration) {
     let Some(activity) = activity else { return };
-    let blink = if elapsed.as_millis() / 400 % 2 == 0 { GOOD } else { FLOW };
+    let blink = if (elapsed.as_millis() / 400).is_multiple_of(2) { GOOD } else { FLOW };
     canvas.text(1, ACTIVITY_ROW, "\u{25b6}", blink, true);
     canvas.text(3, ACTIVITY_ROW, &activity.text, NODE, true);
     let right = activity.rate.map(|rate| format!("{}b/s", figure(rate))).unwrap_or_default();
@@ -228,7 +228,7 @@ fn bar(share: f64, width: usize) -> String {
         [' ', '\u{258f}', '\u{258e}', '\u{258d}', '\u{258c}', '\u{258b}', '\u{258a}', '\u{2589}'];
     let eighths = (share.clamp(0.0, 1.0) * (width * 8) as f64).round() as usize;
     let mut text: String = "\u{2588}".repeat(eighths / 8);
-    if eighths % 8 > 0 {
+    if !eighths.is_multiple_of(8) {
         text.push(EIGHTHS[eighths % 8]);
     }
     text

@@ -13,12 +13,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::mpsc;
-use warren_control::descriptor::{ClientRecord, SignedDescriptor};
+use warren_control::descriptor::ClientRecord;
 use warren_control::identity::IdentityKey;
 use warren_control::join_code::JoinCode;
-use warren_control::registry::Registry;
-use warren_control::revocation::SignedRevocation;
-use warren_control::token::Invites;
 use warren_os::privileges::{self, Kept};
 use warren_os::tun::Tun;
 use warren_proto::engine::{Engine, EngineConfig};
@@ -36,10 +33,10 @@ use crate::config::{Auth, Config, Endpoint};
 use crate::fault::{Fault, FaultKind};
 use crate::random::OsRandom;
 use crate::start::{Ended, Intent, Outcome, Ready, Start};
-use crate::store::{Certificates, DirectorySnapshot, Member, Store};
+use crate::store::{DirectorySnapshot, Member, Store};
 use crate::transport::{
     self, Clock, Control, ControlConfig, ControlSocket, Datagram, JoinError, JoinRequestOptions,
-    OwnDescriptor, Persist, Timing,
+    OwnDescriptor, Timing,
 };
 use crate::uapi;
 use crate::workers::{EngineQueues, WorkerConfig, Workers};
@@ -53,38 +50,6 @@ const QUIC: usize = 1024;
 const LINK_EVENTS: usize = 1024;
 const REQUESTS: usize = 64;
 
-struct StorePersist(Arc<Store>);
-
-impl Persist for StorePersist {
-    fn save_directory(
-        &self,
-        descriptors: &[Arc<SignedDescriptor>],
-        revocations: &[SignedRevocation],
-    ) -> Result<(), String> {
-        let snapshot = DirectorySnapshot {
-            descriptors: descriptors.iter().map(|d| SignedDescriptor::clone(d)).collect(),
-            revocations: revocations.to_vec(),
-        };
-        self.0.save_directory(&snapshot).map_err(|e| e.to_string())
-    }
-
-    fn save_admin(&self, invites: &Invites, registry: &Registry) -> Result<(), String> {
-        self.0
-            .save_list("invites", invites)
-            .and_then(|()| self.0.save_list("registry", registry))
-            .map_err(|e| e.to_string())
-    }
-
-    fn save_certificate(&self, chain: &[Vec<u8>]) -> Result<(), String> {
-        self.0
-            .certificates()
-            .and_then(|old| {
-                self.0.save_certificates(&Certificates { chain: chain.to_vec(), ca: old.ca })
-            })
-            .map_err(|e| e.to_string())
-    }
-}
-
 /// Runs one node until it is stopped.
 ///
 /// # Errors
@@ -94,6 +59,11 @@ pub async fn run(start: Start) -> Ended {
     let store = Arc::new(Store::open(&config.state_dir)?);
     let stored = store.member()?;
     refuse_second_network(&intent, stored.as_ref())?;
+    // A mistyped code is told before anything is opened.
+    let code = match &intent {
+        Intent::Join { code } => Some(read_code(&config, code)?),
+        Intent::Up => None,
+    };
 
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let pairs = config.worker_pairs(cores);
@@ -106,10 +76,10 @@ pub async fn run(start: Start) -> Ended {
     let link_key = StaticKey::new(&store.link_key(&mut OsRandom)?);
     let now_s = unix_now().as_secs();
     let fresh = stored.is_none();
-    let mut standing = match (stored, &intent) {
+    let mut standing = match (stored, &code) {
         (Some(member), _) => membership::load(&store, &config, &identity, member)?,
-        (None, Intent::Up) => membership::create(&config, &identity, link_key.public(), now_s)?,
-        (None, Intent::Join { code }) => join(&store, &config, &identity, &link_key, code).await?,
+        (None, None) => membership::create(&config, &identity, link_key.public(), now_s)?,
+        (None, Some(code)) => join(&store, &config, &identity, &link_key, code).await?,
     };
     let prefixes = membership::prefixes(&standing.member.network);
     startup::configure(&interface, mtu, &standing.member.addresses, &prefixes)?;
@@ -163,7 +133,7 @@ pub async fn run(start: Start) -> Ended {
             chain: std::mem::take(&mut standing.chain),
             own: own_descriptor(&standing.member, engine.public_key(), &mesh, &endpoints),
             admin: standing.admin.take(),
-            persist: Arc::new(StorePersist(store.clone())),
+            persist: store.clone(),
             bootstrap: bootstrap(&config).await,
             known: saved.descriptors,
             revocations: saved.revocations,
@@ -269,14 +239,8 @@ fn refuse_second_network(intent: &Intent, stored: Option<&Member>) -> Result<(),
     ))
 }
 
-/// Becomes a member by a join code, over a port of its own.
-async fn join(
-    store: &Store,
-    config: &Config,
-    identity: &Arc<IdentityKey>,
-    link_key: &StaticKey,
-    code: &str,
-) -> Result<Standing, Fault> {
+/// Reads a join code and checks it against the configuration.
+fn read_code(config: &Config, code: &str) -> Result<JoinCode, Fault> {
     let Auth::Certificate = config.auth else {
         return Err(Fault::new(
             FaultKind::Config,
@@ -293,8 +257,19 @@ async fn join(
         )
         .remedy("drop the setting `network`: a joining node takes it from the code"));
     }
+    Ok(code)
+}
+
+/// Becomes a member by a join code, over a port of its own.
+async fn join(
+    store: &Store,
+    config: &Config,
+    identity: &Arc<IdentityKey>,
+    link_key: &StaticKey,
+    code: &JoinCode,
+) -> Result<Standing, Fault> {
     let joined = transport::join(
-        &code,
+        code,
         &JoinRequestOptions {
             key: identity.clone(),
             name: membership::choose_name(config)?,

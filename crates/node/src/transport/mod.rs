@@ -17,7 +17,8 @@
 //!   `ControlSocket::incoming` with `try_send`;
 //! - on `PeerConnected` install `psk` for the link with the peer, set the peer's
 //!   endpoint to `remote`, drop `installed`; if `dialer`, start a link handshake;
-//! - on `DirectoryChanged` update peers, routes and addresses from the views;
+//! - on `DirectoryChanged` (the first tells what is remembered from the last run)
+//!   update peers, routes and addresses from the views;
 //! - call `set_own_descriptor` when endpoints or clients change.
 
 mod accept;
@@ -139,6 +140,7 @@ impl Control {
             }
         }
         let mut sequence = 0;
+        let mut known = Vec::new();
         for descriptor in &config.known {
             let Ok((id, number)) = descriptor.peek() else { continue };
             if id == own_id {
@@ -146,7 +148,7 @@ impl Control {
                 continue;
             }
             match directory.apply(descriptor, now) {
-                Ok(_) => {}
+                Ok(changes) => known.extend(changes.unwrap_or_default()),
                 Err(ApplyError::Descriptor(DescriptorError::Expired)) => {
                     bootstrap.extend(descriptor.endpoints().into_iter().map(|e| (None, e)));
                 }
@@ -156,6 +158,10 @@ impl Control {
 
         let (input, inputs) = mpsc::channel(256);
         let (events, receiver) = mpsc::unbounded_channel();
+        if !known.is_empty() {
+            // The receiver is right here; nobody can have dropped it.
+            let _ = events.send(ControlEvent::DirectoryChanged(known));
+        }
         let placeholder = SignedDescriptor { body: vec![], signature: [0; 64], mac: vec![] };
         let shared = Arc::new(Shared::new(
             config.key,

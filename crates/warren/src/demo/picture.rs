@@ -14,9 +14,9 @@ pub(super) const COLUMNS: usize = 80;
 /// Rows needed.
 pub(super) const ROWS: usize = 24;
 
-const LAND: Colour = 237;
+const LAND: Colour = 238;
 const DIM: Colour = 244;
-const LINK: Colour = 30;
+const LINK: Colour = 37;
 const FLOW: Colour = 51;
 const GOOD: Colour = 84;
 const WAIT: Colour = 221;
@@ -28,6 +28,9 @@ const MAP_ROW: usize = 1;
 const ACTIVITY_ROW: usize = MAP_ROW + map::ROWS;
 const TABLE_ROW: usize = ACTIVITY_ROW + 1;
 const BAR: usize = 8;
+const IN_COLUMN: usize = 28;
+const OUT_COLUMN: usize = 42;
+const RTT_COLUMN: usize = 55;
 
 /// Draws the scene `elapsed` after its start.
 pub(super) fn draw(scene: &Scene, elapsed: Duration, rows: usize) -> Canvas {
@@ -45,12 +48,11 @@ pub(super) fn draw(scene: &Scene, elapsed: Duration, rows: usize) -> Canvas {
 fn draw_title(canvas: &mut Canvas, scene: &Scene, elapsed: Duration) {
     canvas.text(1, 0, "warren demo", ACCENT, true);
     let (direct, all) = scene.direct_pairs();
-    let text = format!(
-        "{} daemons, {} regions of an emulated WAN, {direct}/{all} links direct",
-        scene.nodes.len(),
-        scene.nodes.len()
-    );
+    let count = scene.nodes.len();
+    let text = format!("{count} daemons in {count} regions of an emulated WAN");
     canvas.text(15, 0, &text, PLAIN, false);
+    let colour = if direct == all { GOOD } else { WAIT };
+    canvas.text(58, 0, &format!("{direct}/{all} direct"), colour, true);
     let seconds = elapsed.as_secs();
     canvas.text(COLUMNS - 6, 0, &format!("{:02}:{:02}", seconds / 60, seconds % 60), DIM, false);
 }
@@ -78,6 +80,7 @@ fn draw_map(canvas: &mut Canvas, scene: &Scene, elapsed: Duration) {
     }
     if let Some((from, to)) = busy {
         line(canvas, places[from], places[to], top, GOOD);
+        flow(canvas, places[from], places[to], top, elapsed);
     }
     for (i, node) in scene.nodes.iter().enumerate() {
         let (x, y) = places[i];
@@ -96,9 +99,6 @@ fn draw_map(canvas: &mut Canvas, scene: &Scene, elapsed: Duration) {
         } else {
             canvas.text(column + 2, row, label, colour, false);
         }
-    }
-    if let Some((from, to)) = busy {
-        flow(canvas, places[from], places[to], top, elapsed);
     }
 }
 
@@ -156,13 +156,17 @@ fn draw_claims(canvas: &mut Canvas, scene: &Scene, elapsed: Duration) {
             ClaimState::Held => ("\u{2713}", GOOD, PLAIN),
             ClaimState::Failed => ("\u{2717}", BAD, BAD),
         };
+        canvas.text(0, first + i, &" ".repeat(claim.name.len() + 4), PLAIN, false);
         canvas.text(1, first + i, mark, colour, true);
         canvas.text(3, first + i, claim.name, text, false);
     }
 }
 
 fn draw_activity(canvas: &mut Canvas, activity: Option<&Activity>, elapsed: Duration) {
-    let Some(activity) = activity else { return };
+    let Some(activity) = activity else {
+        canvas.text(1, ACTIVITY_ROW, &"\u{2500}".repeat(COLUMNS - 2), LAND, false);
+        return;
+    };
     let blink = if (elapsed.as_millis() / 400).is_multiple_of(2) { GOOD } else { FLOW };
     canvas.text(1, ACTIVITY_ROW, "\u{25b6}", blink, true);
     canvas.text(3, ACTIVITY_ROW, &activity.text, NODE, true);
@@ -175,12 +179,12 @@ fn draw_activity(canvas: &mut Canvas, activity: Option<&Activity>, elapsed: Dura
 }
 
 fn draw_table(canvas: &mut Canvas, scene: &Scene) {
-    canvas.text(1, TABLE_ROW, "NODE        ADDRESS", DIM, false);
-    canvas.text(28, TABLE_ROW, "IN bit/s", DIM, false);
-    canvas.text(42, TABLE_ROW, "OUT bit/s", DIM, false);
-    canvas.text(54, TABLE_ROW, "ms", DIM, false);
+    canvas.text(1, TABLE_ROW, "NODE       ADDRESS", DIM, false);
+    canvas.text(IN_COLUMN, TABLE_ROW, "IN b/s", DIM, false);
+    canvas.text(OUT_COLUMN, TABLE_ROW, "OUT b/s  RTT", DIM, false);
     for (i, node) in scene.nodes.iter().enumerate() {
-        canvas.text(56 + 5 * i, TABLE_ROW, &format!("{:>5}", node.code), DIM, false);
+        let column = RTT_COLUMN + 5 * i;
+        canvas.text(column, TABLE_ROW, &format!("{:>5}", node.code), DIM, false);
     }
     for (i, node) in scene.nodes.iter().enumerate() {
         draw_row(canvas, scene, i, node, TABLE_ROW + 1 + i);
@@ -190,8 +194,10 @@ fn draw_table(canvas: &mut Canvas, scene: &Scene) {
 fn draw_row(canvas: &mut Canvas, scene: &Scene, i: usize, node: &NodeView, row: usize) {
     let colour = if node.address.is_some() { NODE } else { DIM };
     canvas.text(1, row, node.name, colour, true);
-    canvas.text(13, row, node.address.as_deref().unwrap_or("waiting"), PLAIN, false);
-    for (column, rate, shade) in [(28, node.rate_in, ACCENT), (42, node.rate_out, GOOD)] {
+    canvas.text(12, row, node.address.as_deref().unwrap_or("waiting"), PLAIN, false);
+    for (column, rate, shade) in
+        [(IN_COLUMN, node.rate_in, ACCENT), (OUT_COLUMN, node.rate_out, GOOD)]
+    {
         canvas.text(column, row, &bar(1.0, BAR), LAND, false);
         canvas.text(column, row, &bar(scale(rate), BAR), shade, false);
         canvas.text(column + BAR, row, &format!("{:>5}", figure(rate)), PLAIN, false);
@@ -204,7 +210,7 @@ fn draw_row(canvas: &mut Canvas, scene: &Scene, i: usize, node: &NodeView, row: 
             (_, None, true) => ("up".to_owned(), GOOD),
             (_, None, false) => ("-".to_owned(), 240),
         };
-        canvas.text(56 + 5 * j, row, &format!("{text:>5}"), colour, false);
+        canvas.text(RTT_COLUMN + 5 * j, row, &format!("{text:>5}"), colour, false);
     }
 }
 
@@ -215,23 +221,26 @@ fn draw_events(canvas: &mut Canvas, scene: &Scene, first: usize) {
     for (row, (at, text)) in (first..last).zip(scene.events.iter().skip(skip)) {
         let colour = if text.starts_with("FAILED") { BAD } else { PLAIN };
         canvas.text(1, row, &format!("{:>5.1}s", at.as_secs_f64()), DIM, false);
-        let text: String = text.chars().take(COLUMNS - 9).collect();
-        canvas.text(8, row, &text, colour, false);
+        canvas.text(8, row, shorten(text, COLUMNS - 9), colour, false);
     }
     canvas.text(1, last, "q", ACCENT, true);
     canvas.text(3, last, "end; everything it made goes with it", DIM, false);
 }
 
-/// A bar of eighths of a character.
+/// As much of a sentence as fits, cut where a clause or at least a word ends.
+fn shorten(text: &str, room: usize) -> &str {
+    let Some((end, _)) = text.char_indices().nth(room) else { return text };
+    let head = &text[..end];
+    let clauses = ["; ", " (", ": "];
+    let clause = clauses.iter().filter_map(|mark| head.rfind(mark)).max();
+    let cut = clause.filter(|at| *at > room / 3).or_else(|| head.rfind(' '));
+    cut.map_or(head, |at| &head[..at])
+}
+
+/// A bar; whatever is there at all shows at least one character.
 fn bar(share: f64, width: usize) -> String {
-    const EIGHTHS: [char; 8] =
-        [' ', '\u{258f}', '\u{258e}', '\u{258d}', '\u{258c}', '\u{258b}', '\u{258a}', '\u{2589}'];
-    let eighths = (share.clamp(0.0, 1.0) * (width * 8) as f64).round() as usize;
-    let mut text: String = "\u{2588}".repeat(eighths / 8);
-    if !eighths.is_multiple_of(8) {
-        text.push(EIGHTHS[eighths % 8]);
-    }
-    text
+    let full = (share.clamp(0.0, 1.0) * width as f64).round() as usize;
+    "\u{2588}".repeat(if share > 0.0 { full.max(1) } else { 0 })
 }
 
 /// Place of a rate on a logarithmic scale from 1 kb/s to 10 Gb/s.
@@ -308,7 +317,7 @@ mod tests {
         assert!(text.iter().all(|row| row.chars().count() == COLUMNS));
         let all = text.join("\n");
         for word in [
-            "10/10 links",
+            "10/10 direct",
             "01:02",
             "\u{2713} world",
             "tokyo",
@@ -319,6 +328,8 @@ mod tests {
             assert!(all.contains(word), "{word} in\n{all}");
         }
         assert!(text[ACTIVITY_ROW].contains("25Mb/s"), "{all}");
+        assert!(text[TABLE_ROW].ends_with("  TOK"), "{all}");
+        assert!(text[TABLE_ROW + 1].ends_with("  240"), "{all}");
         assert!(text[ROWS - 1].contains("q end"), "{all}");
         assert!(!all.contains("event 5"), "{all}");
         // Every name stands on the map: five there, five in the table.
@@ -337,6 +348,14 @@ mod tests {
     }
 
     #[test]
+    fn sentences_are_cut_where_they_pause() {
+        assert_eq!(shorten("all of it", 20), "all of it");
+        assert_eq!(shorten("the first clause; the second clause", 30), "the first clause");
+        assert_eq!(shorten("a; word by word and so on", 12), "a; word by");
+        assert_eq!(shorten("\u{e4}\u{e4}\u{e4}\u{e4}", 2), "\u{e4}\u{e4}");
+    }
+
+    #[test]
     fn figures_are_short() {
         for (rate, text) in [
             (0.0, "0"),
@@ -351,6 +370,7 @@ mod tests {
         }
         assert_eq!((scale(0.0), scale(1e3), scale(1e10)), (0.0, 0.0, 1.0));
         assert_eq!((bar(0.0, 8), bar(1.0, 8)), (String::new(), "\u{2588}".repeat(8)));
-        assert_eq!(bar(0.5, 3).chars().count(), 2);
+        assert_eq!(bar(0.5, 8).chars().count(), 4);
+        assert_eq!(bar(1e-6, 8).chars().count(), 1);
     }
 }

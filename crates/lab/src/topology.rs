@@ -13,12 +13,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use warren_os::netlink::{LinkSettings, Netlink, Route};
 use warren_os::netns::{self, NetNamespace};
-use warren_os::process::{catch_interrupts, die_with_parent};
+use warren_os::process::{Signal, catch_interrupts, die_with_parent, signal};
 
 /// Set for the copy of this program that runs inside its own user namespace.
 const INSIDE: &str = "WARREN_LAB_INSIDE";
@@ -50,9 +52,22 @@ pub fn find_privilege() -> Result<Privilege> {
     command.args(std::env::args_os().skip(1)).env(INSIDE, "1");
     netns::isolate(&mut command);
     die_with_parent(&mut command);
-    // Ctrl-C reaches the copy too, which cleans up and ends; wait for that.
-    catch_interrupts()?;
-    let status = command.spawn().context("cannot start in a user namespace")?.wait()?;
+    // Ctrl-C reaches the copy too, which cleans up and ends; a signal to this
+    // process alone is passed on.
+    let interrupted = catch_interrupts()?;
+    let mut copy = command.spawn().context("cannot start in a user namespace")?;
+    let mut told = false;
+    let status = loop {
+        if let Some(status) = copy.try_wait()? {
+            break status;
+        }
+        if interrupted.load(Ordering::Relaxed) && !told {
+            told = true;
+            // It may have ended this moment; then there is nobody to tell.
+            let _ = signal(copy.id(), Signal::Terminate);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
     let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
     Ok(Privilege::Delegated(ExitCode::from(code)))
 }

@@ -40,7 +40,9 @@ use scene::{Narrator, Scene};
 use screen::Screen;
 use stage::Stage;
 
-const ABOUT: &str = "\
+/// What `warren demo --help` says.
+pub(crate) const ABOUT: &str = "\
+Shows Warren at work on this machine.\n\n\
 Makes five network namespaces, joins them by an emulated WAN with the delays of \
 five real regions (London, Amsterdam, Virginia, Sao Paulo, Tokyo), starts a real \
 daemon in each (`warren up`, then `warren join` with the codes these print), and \
@@ -60,7 +62,6 @@ Exit status: 0 when everything shown held, 1 otherwise.";
 
 /// Arguments of `warren demo`.
 #[derive(Debug, Clone, clap::Args)]
-#[command(long_about = ABOUT)]
 pub(crate) struct Args {
     /// Tell lines and end by itself even with a terminal.
     #[arg(long)]

@@ -112,6 +112,7 @@ enum Command {
         shell: clap_complete::Shell,
     },
     /// Show Warren at work: a mesh on this machine, with real traffic.
+    #[command(long_about = demo::ABOUT)]
     Demo(demo::Args),
 }
 

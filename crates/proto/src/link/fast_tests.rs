@@ -294,6 +294,8 @@ fn the_path_mtu_is_told_kept_and_clamped() {
         } else {
             assert_eq!(out.drops, [(DropReason::TooBig, 1)]);
             assert_eq!(&out.frames[0][VNET_LEN + 26..VNET_LEN + 28], &1200u16.to_be_bytes());
+            // From the far end: our own kernel drops what claims to be its own.
+            assert_eq!(&out.frames[0][VNET_LEN + 12..VNET_LEN + 16], &packet[16..20]);
             let mut may_fragment = packet;
             may_fragment[6] = 0;
             assert_eq!(

@@ -58,11 +58,13 @@ pub struct Ready {
 /// How a start went.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// A network was created; `code` admits the second machine.
+    /// A network was created.
     Created {
-        /// The join code; absent where none is needed (key and psk mode).
-        code: Option<String>,
+        /// The code that admits the second machine, or why there is none.
+        code: Result<String, String>,
     },
+    /// A first start in key or psk mode, where nobody admits anybody.
+    Configured,
     /// The network was joined now.
     Joined,
     /// An existing node came back with its identity.

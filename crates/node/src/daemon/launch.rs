@@ -184,9 +184,9 @@ pub async fn run(start: Start) -> Ended {
         (true, Intent::Join { .. }) => Outcome::Joined,
         (true, Intent::Up) if admin => {
             let code = daemon.control.invite(FIRST_INVITE_S, 1).await;
-            Outcome::Created { code: code.map(|(code, _)| code).ok() }
+            Outcome::Created { code: code.map(|(code, _)| code).map_err(|e| e.to_string()) }
         }
-        (true, Intent::Up) => Outcome::Created { code: None },
+        (true, Intent::Up) => Outcome::Configured,
     };
     events.publish(Event::Started {
         name: standing.member.name.to_string(),

@@ -40,7 +40,15 @@ pub(super) struct Underlay {
 /// Binds one socket per worker pair.
 pub(super) fn bind(config: &Config, workers: usize) -> Result<Underlay, Fault> {
     let address = config.listen.address;
-    let first = UdpSocket::bind(address, workers > 1).map_err(bind_fault)?;
+    let first = match UdpSocket::bind(address, workers > 1) {
+        // A kernel without IPv6: the default means whatever there is.
+        Err(BindError::Os { .. }) if !config.listen.explicit => {
+            let any = SocketAddr::from((std::net::Ipv4Addr::UNSPECIFIED, address.port()));
+            UdpSocket::bind(any, workers > 1)
+        }
+        bound => bound,
+    }
+    .map_err(bind_fault)?;
     let local = first.local_addr().map_err(|e| Fault::internal(&e))?;
     let mut sockets = vec![Arc::new(first)];
     for _ in 1..workers {

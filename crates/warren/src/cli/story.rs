@@ -12,7 +12,7 @@ pub(super) fn opening(ready: &Ready) -> String {
     let Ready { node, network, addresses, outcome } = ready;
     let here = format!("{node} ({})", listed(addresses));
     match outcome {
-        Outcome::Created { code: Some(code) } => format!(
+        Outcome::Created { code: Ok(code) } => format!(
             "Network {network} is up; this machine is {here}.\n\
              On the second machine, run:\n\
              \n\
@@ -21,7 +21,11 @@ pub(super) fn opening(ready: &Ready) -> String {
              The code admits one machine within 15 minutes; `warren invite` prints another.\n\
              Waiting for the first machine.\n"
         ),
-        Outcome::Created { code: None } => format!(
+        Outcome::Created { code: Err(reason) } => format!(
+            "Network {network} is up; this machine is {here}.\n\
+             No code for a second machine yet: {reason}.\n"
+        ),
+        Outcome::Configured => format!(
             "Network {network} is up; this machine is {here}.\n\
              Other members connect by themselves.\n"
         ),
@@ -40,7 +44,8 @@ pub(super) fn opening(ready: &Ready) -> String {
 /// The same as one JSON object, for readers of `--log-format json`.
 pub(super) fn opening_json(ready: &Ready) -> String {
     let (outcome, code) = match &ready.outcome {
-        Outcome::Created { code } => ("created", code.as_deref()),
+        Outcome::Created { code } => ("created", code.as_deref().ok()),
+        Outcome::Configured => ("configured", None),
         Outcome::Joined => ("joined", None),
         Outcome::Restarted { .. } => ("restarted", None),
     };
@@ -121,12 +126,13 @@ mod tests {
 
     #[test]
     fn a_new_network_prints_exactly_one_line_to_paste() {
-        let text = opening(&ready(Outcome::Created { code: Some("warren1abc".into()) }));
+        let text = opening(&ready(Outcome::Created { code: Ok("warren1abc".into()) }));
         let paste: Vec<&str> = text.lines().filter(|l| l.contains("warren join")).collect();
         assert_eq!(paste, ["warren join warren1abc"]);
         assert!(text.contains("100.64.0.1, fd00::1"));
         for outcome in [
-            Outcome::Created { code: None },
+            Outcome::Created { code: Err("no address".into()) },
+            Outcome::Configured,
             Outcome::Joined,
             Outcome::Restarted { admin: true },
             Outcome::Restarted { admin: false },
@@ -137,7 +143,7 @@ mod tests {
 
     #[test]
     fn the_opening_for_programs_has_the_code() {
-        let text = opening_json(&ready(Outcome::Created { code: Some("warren1abc".into()) }));
+        let text = opening_json(&ready(Outcome::Created { code: Ok("warren1abc".into()) }));
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!((&value["code"], &value["outcome"]), (&"warren1abc".into(), &"created".into()));
         assert_eq!(value["addresses"][0], "100.64.0.1");

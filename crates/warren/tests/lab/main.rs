@@ -10,6 +10,7 @@
 
 mod admission;
 mod attacks;
+mod authentication;
 mod network;
 mod stock;
 mod story;
@@ -32,6 +33,17 @@ const SCENARIOS: &[Scenario] = &[
     ("useless_codes_are_told_apart", admission::useless_codes_are_told_apart),
     ("bad_starts_name_the_remedy", admission::bad_starts_name_the_remedy),
     ("secrets_stay_private", admission::secrets_stay_private),
+    (
+        "a_preshared_key_admits_only_its_holders",
+        authentication::a_preshared_key_admits_only_its_holders,
+    ),
+    ("pinned_keys_admit_only_the_pinned", authentication::pinned_keys_admit_only_the_pinned),
+    ("another_authority_admits_nobody", authentication::another_authority_admits_nobody),
+    (
+        "a_revoked_node_is_out_at_once_and_for_good",
+        authentication::a_revoked_node_is_out_at_once_and_for_good,
+    ),
+    ("a_name_is_given_once", authentication::a_name_is_given_once),
     ("a_moved_node_keeps_its_connections", network::a_moved_node_keeps_its_connections),
     ("streams_survive_a_bad_network", network::streams_survive_a_bad_network),
     ("a_small_mtu_underlay_carries_large_packets", network::a_small_mtu_underlay),

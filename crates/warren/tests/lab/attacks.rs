@@ -31,7 +31,7 @@ fn flood(make: impl Fn(u64, &LinkPublicKey) -> Vec<u8> + Sync) -> Result<()> {
                 if socket.send(&make(sent, &key)).is_ok() {
                     sent += 1;
                 }
-                if sent % 32 == 0 {
+                if sent.is_multiple_of(32) {
                     std::thread::sleep(Duration::from_micros(500));
                 }
             }

@@ -229,16 +229,19 @@ impl Directory {
     pub fn revoke(
         &mut self,
         record: SignedRevocation,
+        now: u64,
     ) -> Result<Option<Vec<DirectoryChange>>, RevocationError> {
         let ca = self.membership.revocation_key().ok_or(RevocationError::BadSignature)?;
-        let Some(node) = self.revoked.insert(record, ca, self.network)? else {
+        let Some(node) = self.revoked.insert(record, ca, self.network, now)? else {
             return Ok(None);
         };
         Ok(Some(self.remove(node, RemovalReason::Revoked)))
     }
 
-    /// Removes members whose descriptor or certificate ended.
+    /// Removes members whose descriptor or certificate ended, and revocations
+    /// that are no longer needed.
     pub fn expire(&mut self, now: u64) -> Vec<DirectoryChange> {
+        self.revoked.forget_old(now);
         let ended: Vec<NodeId> = self
             .nodes
             .iter()
@@ -681,15 +684,15 @@ mod tests {
 
         directory.apply(&good.sign(&a, &membership), NOW).unwrap();
         let forged = SignedRevocation::sign(&thief, network, a.id(), NOW);
-        assert!(directory.revoke(forged).is_err());
+        assert!(directory.revoke(forged, NOW).is_err());
         assert!(directory.get(a.id()).is_some());
         let record = SignedRevocation::sign(ca.key(), network, a.id(), NOW);
-        let changes = directory.revoke(record.clone()).unwrap().unwrap();
+        let changes = directory.revoke(record.clone(), NOW).unwrap().unwrap();
         assert!(matches!(
             changes[..],
             [DirectoryChange::Removed { reason: RemovalReason::Revoked, .. }]
         ));
-        assert_eq!(directory.revoke(record), Ok(None));
+        assert_eq!(directory.revoke(record, NOW), Ok(None));
         let mut newer = good.clone();
         newer.sequence = 99;
         assert!(directory.apply(&newer.sign(&a, &membership), NOW).is_err());

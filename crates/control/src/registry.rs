@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use serde::{Deserialize, Serialize};
 use warren_types::{LinkPublicKey, NetworkId, NodeId, NodeName};
 
-use crate::address;
+use crate::{address, revocation};
 
 /// One admitted node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +50,10 @@ pub enum AdmitError {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registry {
     members: BTreeMap<NodeId, Member>,
+    /// Whom this admin revoked, and when (seconds since 1970): it must not
+    /// forget that even when everything that was spread is lost.
+    #[serde(default)]
+    revoked: BTreeMap<NodeId, u64>,
 }
 
 impl Registry {
@@ -70,6 +74,9 @@ impl Registry {
         name_taken: impl Fn(&NodeName) -> bool,
         address_taken: impl Fn(Ipv4Addr) -> bool,
     ) -> Result<Member, AdmitError> {
+        if self.revoked.contains_key(&id) {
+            return Err(AdmitError::Revoked);
+        }
         if let Some(member) = self.members.get(&id).filter(|m| m.name == *name) {
             return Ok(member.clone());
         }
@@ -111,9 +118,17 @@ impl Registry {
         self.members.values().any(|m| m.addresses.contains(&address))
     }
 
-    /// Forgets a member that left or was revoked: its name becomes free.
-    pub fn remove(&mut self, id: NodeId) -> Option<Member> {
-        self.members.remove(&id)
+    /// Expels a node that left or is revoked: its name becomes free, its key
+    /// never gets in again.
+    pub fn expel(&mut self, id: NodeId, now: u64) {
+        self.members.remove(&id);
+        self.revoked.entry(id).or_insert(now);
+    }
+
+    /// Whom this admin expelled, and when, as far as it still matters at `now`.
+    pub fn expelled(&self, now: u64) -> impl Iterator<Item = (NodeId, u64)> {
+        let matters = move |at: &u64| !revocation::is_over(*at, now);
+        self.revoked.iter().filter(move |(_, at)| matters(at)).map(|(id, at)| (*id, *at))
     }
 
     /// All members.
@@ -140,8 +155,12 @@ mod tests {
         let first = admit(&mut registry, 1, "a").unwrap();
         assert_eq!(admit(&mut registry, 2, "a"), Err(AdmitError::NameTaken("a".parse().unwrap())));
         assert_eq!(admit(&mut registry, 1, "a"), Ok(first), "the same node keeps what it has");
-        registry.remove(NodeId([1; 32]));
+        registry.expel(NodeId([1; 32]), 7);
         assert!(admit(&mut registry, 2, "a").is_ok());
+        assert_eq!(admit(&mut registry, 1, "b"), Err(AdmitError::Revoked));
+        let expelled: Vec<_> = registry.expelled(8).collect();
+        assert_eq!(expelled, [(NodeId([1; 32]), 7)]);
+        assert_eq!(registry.expelled(u64::MAX).count(), 0);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! In: records from the network. Out: a set of revoked node keys. Invariants: a
 //! record that the CA did not sign has no effect; a revoked key never comes
-//! back (the node makes a new key and joins again). Revocation is by key, not
+//! back (the node makes a new key and joins again); a record is kept as long as
+//! any certificate of the key can be valid. Revocation is by key, not
 //! by certificate or signature bytes, so no other encoding of the same
 //! certificate gets past it. Deliberately not here: spreading.
 
@@ -19,6 +20,16 @@ const LABEL: &str = "Warren v1 revocation";
 /// Most revocations a node keeps. A CA that signs more is renewed instead.
 pub const MAX_REVOCATIONS: usize = 10_000;
 
+/// A revoked key gets no new certificate, so its last one has ended after this
+/// many seconds and the record is no longer needed: the life of a certificate
+/// and a day for clocks.
+pub const REVOCATION_LIFE: u64 = crate::ca::NODE_CERTIFICATE_LIFE + 86_400;
+
+/// True when a record made at `at` is no longer needed at `now`.
+pub fn is_over(at: u64, now: u64) -> bool {
+    now > at.saturating_add(REVOCATION_LIFE)
+}
+
 /// What the CA signs: this key is no member any more.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
@@ -29,7 +40,7 @@ pub struct RevocationBody {
     /// The revoked node.
     #[cbor(n(1), with = "cbor::node_id")]
     pub node: NodeId,
-    /// When, seconds since 1970; for people.
+    /// When, seconds since 1970.
     #[n(2)]
     pub at: u64,
 }
@@ -57,6 +68,9 @@ pub enum RevocationError {
     /// For another network.
     #[error("the revocation is for another network")]
     WrongNetwork,
+    /// So old that the node's certificate has ended too.
+    #[error("the revocation is so old that it is no longer needed")]
+    Over,
     /// More than [`MAX_REVOCATIONS`].
     #[error("too many revocations")]
     Full,
@@ -90,7 +104,7 @@ impl SignedRevocation {
 
 /// All revocations a node knows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct RevocationList(BTreeMap<NodeId, SignedRevocation>);
+pub struct RevocationList(BTreeMap<NodeId, (u64, SignedRevocation)>);
 
 impl RevocationList {
     /// True when `node` was revoked.
@@ -107,21 +121,30 @@ impl RevocationList {
         record: SignedRevocation,
         ca: NodeId,
         network: NetworkId,
+        now: u64,
     ) -> Result<Option<NodeId>, RevocationError> {
         let body = record.verify(ca, network)?;
+        if is_over(body.at, now) {
+            return Err(RevocationError::Over);
+        }
         if self.0.contains_key(&body.node) {
             return Ok(None);
         }
         if self.0.len() >= MAX_REVOCATIONS {
             return Err(RevocationError::Full);
         }
-        self.0.insert(body.node, record);
+        self.0.insert(body.node, (body.at, record));
         Ok(Some(body.node))
     }
 
     /// Every record, to be sent to a peer or stored.
     pub fn records(&self) -> impl Iterator<Item = &SignedRevocation> {
-        self.0.values()
+        self.0.values().map(|(_, record)| record)
+    }
+
+    /// Drops records that are no longer needed.
+    pub fn forget_old(&mut self, now: u64) {
+        self.0.retain(|_, (at, _)| !is_over(*at, now));
     }
 
     /// Number of revoked nodes.
@@ -147,14 +170,23 @@ mod tests {
         let (network, node) = (NetworkId([1; 16]), NodeId([4; 32]));
         let mut list = RevocationList::default();
         let forged = SignedRevocation::sign(&other, network, node, 5);
-        assert_eq!(list.insert(forged, ca.id(), network), Err(RevocationError::BadSignature));
+        assert_eq!(list.insert(forged, ca.id(), network, 6), Err(RevocationError::BadSignature));
         let good = SignedRevocation::sign(&ca, network, node, 5);
         assert_eq!(
-            list.insert(good.clone(), ca.id(), NetworkId([2; 16])),
+            list.insert(good.clone(), ca.id(), NetworkId([2; 16]), 6),
             Err(RevocationError::WrongNetwork)
         );
-        assert_eq!(list.insert(good.clone(), ca.id(), network), Ok(Some(node)));
-        assert_eq!(list.insert(good.clone(), ca.id(), network), Ok(None));
+        assert_eq!(list.insert(good.clone(), ca.id(), network, 6), Ok(Some(node)));
+        assert_eq!(list.insert(good.clone(), ca.id(), network, 6), Ok(None));
+        let mut later = list.clone();
+        later.forget_old(5 + REVOCATION_LIFE);
+        assert_eq!(later.len(), 1);
+        later.forget_old(6 + REVOCATION_LIFE);
+        assert!(later.is_empty());
+        assert_eq!(
+            later.insert(good.clone(), ca.id(), network, 6 + REVOCATION_LIFE),
+            Err(RevocationError::Over)
+        );
         assert!(list.contains(node) && !list.contains(NodeId([5; 32])));
         for at in 0..good.body.len() {
             let mut bad = good.clone();

@@ -316,7 +316,8 @@ mod tests {
             Message::Ready,
             Message::Digest(Digest {
                 entries: vec![DigestEntry { node: NodeId([1; 32]), sequence: 9 }],
-                last: true,
+                after: NodeId([0; 32]),
+                until: NodeId([0xff; 32]),
             }),
             Message::Descriptor(descriptor.clone()),
             Message::Revocation(revocation.clone()),

@@ -256,20 +256,32 @@ impl Admin {
         if node == own {
             return Err(AdminError::Ourselves);
         }
-        let mut registry = self.registry.clone();
-        registry.remove(node);
-        persist.save_admin(&self.invites, &registry).map_err(AdminError::Failed)?;
-        self.registry = registry;
-        let record = SignedRevocation::sign(self.authority.key(), directory.network(), node, now);
-        Ok((node, record))
+        let record = self.expel(node, directory.network(), now, persist);
+        Ok((node, record.map_err(AdminError::Failed)?))
     }
 
-    /// Frees the name of a member that left.
-    pub(crate) fn forget(&mut self, node: NodeId, persist: &dyn Persist) -> Result<(), String> {
-        match self.registry.remove(node) {
-            Some(_) => persist.save_admin(&self.invites, &self.registry),
-            None => Ok(()),
-        }
+    /// Ends a node's membership: its name becomes free and its key, however
+    /// long its certificate runs, is of no more use to anybody.
+    pub(crate) fn expel(
+        &mut self,
+        node: NodeId,
+        network: NetworkId,
+        now: u64,
+        persist: &dyn Persist,
+    ) -> Result<SignedRevocation, String> {
+        let mut registry = self.registry.clone();
+        registry.expel(node, now);
+        persist.save_admin(&self.invites, &registry)?;
+        self.registry = registry;
+        Ok(SignedRevocation::sign(self.authority.key(), network, node, now))
+    }
+
+    /// Everybody this admin expelled, signed again.
+    pub(crate) fn revocations(&self, network: NetworkId, now: u64) -> Vec<SignedRevocation> {
+        self.registry
+            .expelled(now)
+            .map(|(node, at)| SignedRevocation::sign(self.authority.key(), network, node, at))
+            .collect()
     }
 }
 

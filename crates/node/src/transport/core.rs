@@ -500,7 +500,7 @@ impl Core {
     }
 
     fn on_revocation(&mut self, from: NodeId, record: SignedRevocation) {
-        let applied = self.shared.directory().revoke(record.clone());
+        let applied = self.shared.directory().revoke(record.clone(), self.shared.now());
         match applied {
             Ok(Some(changes)) => self.revoked(&record, changes, Some(from)),
             Ok(None) => {}
@@ -547,16 +547,14 @@ impl Core {
     fn changed(&mut self, changes: Vec<DirectoryChange>) {
         self.stale = true;
         self.unsaved.get_or_insert_with(Instant::now);
+        let mut left = Vec::new();
         for change in &changes {
             let DirectoryChange::Removed { view, reason } = change else { continue };
             let node = view.id();
             self.hints.remove(&node);
             self.on_demand.remove(&node);
-            if *reason == RemovalReason::Left
-                && let Some(admin) = &mut self.parts.admin
-                && let Err(reason) = admin.forget(node, self.parts.persist.as_ref())
-            {
-                self.emit(ControlEvent::NotSaved { reason });
+            if *reason == RemovalReason::Left {
+                left.push(node);
             }
             if let Some(peer) = self.peers.get(&node) {
                 let (connection, outgoing) = (peer.connection.clone(), peer.outgoing.clone());
@@ -573,6 +571,26 @@ impl Core {
         }
         if !changes.is_empty() {
             self.emit(ControlEvent::DirectoryChanged(changes));
+        }
+        for node in left {
+            self.expel(node);
+        }
+    }
+
+    /// A member left: as an admin, end its membership for good, so that a copy
+    /// of its key is worth nothing.
+    fn expel(&mut self, node: NodeId) {
+        let Some(admin) = &mut self.parts.admin else { return };
+        let (network, now) = (self.parts.network.id, self.shared.now());
+        match admin.expel(node, network, now, self.parts.persist.as_ref()) {
+            Ok(record) => {
+                let applied = self.shared.directory().revoke(record.clone(), now);
+                match applied {
+                    Ok(changes) => self.revoked(&record, changes.unwrap_or_default(), None),
+                    Err(error) => tracing::warn!(%error, "a node that left was not revoked"),
+                }
+            }
+            Err(reason) => self.emit(ControlEvent::NotSaved { reason }),
         }
     }
 
@@ -711,6 +729,11 @@ impl Core {
         };
         match asked {
             Some((_, peer)) => peer.push(vec![frame(&Message::RenewRequest)]),
+            None if now >= not_after => {
+                let reason =
+                    "it has expired: run `warren leave`, then join again with a fresh code";
+                self.emit(ControlEvent::RenewalFailed { not_after, reason: reason.into() });
+            }
             None => {
                 let reason = "no admin is connected; start the machine that created the network, \
                               or join again with a fresh code before the certificate ends";
@@ -834,7 +857,7 @@ impl Core {
             let persist = self.parts.persist.as_ref();
             admin.revoke(name, self.shared.id(), &directory, now, persist)?
         };
-        let applied = self.shared.directory().revoke(record.clone());
+        let applied = self.shared.directory().revoke(record.clone(), self.shared.now());
         match applied {
             Ok(changes) => {
                 self.revoked(&record, changes.unwrap_or_default(), None);
@@ -1046,8 +1069,9 @@ impl Core {
         };
         let Some(schedule) = self.schedule.get_mut(&target) else { return };
         if connected || addresses.is_empty() {
-            // Another connection serves, or will; look again later.
-            let wait = if connected { timing.handshake } else { timing.retry_max };
+            // Another connection serves, or will. Losing it sets a new time.
+            let serves = matches!(target, Target::Node(_)) || !connected;
+            let wait = if serves { timing.retry_max } else { timing.handshake };
             schedule.next = now + jitter(wait);
             return;
         }

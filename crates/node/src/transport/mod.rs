@@ -134,8 +134,9 @@ impl Control {
 
         let mut directory = Directory::new(config.network.id, config.membership);
         let mut bootstrap = config.bootstrap;
-        for record in config.revocations {
-            if let Err(error) = directory.revoke(record) {
+        let again = config.admin.iter().flat_map(|a| a.revocations(config.network.id, now));
+        for record in config.revocations.into_iter().chain(again) {
+            if let Err(error) = directory.revoke(record, now) {
                 tracing::warn!(%error, "a stored revocation was not taken in");
             }
         }

@@ -68,6 +68,7 @@ impl TestClock {
 pub(crate) struct Memory {
     pub(crate) directory: Mutex<(Vec<SignedDescriptor>, Vec<SignedRevocation>)>,
     pub(crate) certificate: Mutex<Option<Vec<Vec<u8>>>>,
+    pub(crate) admin: Mutex<Option<(Invites, Registry)>>,
     pub(crate) full: AtomicBool,
 }
 
@@ -91,8 +92,10 @@ impl Persist for Memory {
         *self.directory.lock().unwrap() = (descriptors, revocations.to_vec());
         Ok(())
     }
-    fn save_admin(&self, _: &Invites, _: &Registry) -> Result<(), String> {
-        self.check()
+    fn save_admin(&self, invites: &Invites, registry: &Registry) -> Result<(), String> {
+        self.check()?;
+        *self.admin.lock().unwrap() = Some((invites.clone(), registry.clone()));
+        Ok(())
     }
     fn save_certificate(&self, chain: &[Vec<u8>]) -> Result<(), String> {
         self.check()?;
@@ -353,7 +356,11 @@ impl Node {
     /// The next connection to `node`.
     pub(crate) async fn connected(&mut self, node: NodeId) -> PeerConnected {
         self.until(|event| match event {
-            ControlEvent::PeerConnected(peer) if peer.node == node => Some(*peer),
+            ControlEvent::PeerConnected(mut peer) if peer.node == node => {
+                // Nothing to install here: the peer may go ahead.
+                peer.installed = tokio::sync::oneshot::channel().0;
+                Some(*peer)
+            }
             _ => None,
         })
         .await

@@ -3,10 +3,11 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use warren_control::ca::NODE_CERTIFICATE_LIFE;
+use warren_control::ca::{Authority, NODE_CERTIFICATE_LIFE};
 use warren_control::descriptor::ClientRecord;
 use warren_control::directory::{DirectoryChange, RemovalReason};
-use warren_node::transport::{ControlEvent, OwnDescriptor};
+use warren_control::identity::IdentityKey;
+use warren_node::transport::{Admin, ControlEvent, OwnDescriptor};
 use warren_types::LinkPublicKey;
 
 use crate::net::{NOW, Plan, eventually, fresh_key, join_with, name, settled};
@@ -93,12 +94,9 @@ async fn a_crashed_and_restarted_node_replaces_its_old_connection_at_once() {
 #[tokio::test]
 async fn who_leaves_is_forgotten_and_its_name_is_free() {
     let a = Plan::founder("a").start();
-    let join_b = async || {
-        let key = fresh_key();
-        let joined = join_with(&a.invite().await, &key, "b", NOW).await.unwrap();
-        Plan::joined(&joined, key).start()
-    };
-    let mut b = join_b().await;
+    let key = fresh_key();
+    let joined = join_with(&a.invite().await, &key, "b", NOW).await.unwrap();
+    let mut b = Plan::joined(&joined, key.clone()).start();
     b.connected(a.id).await;
     let mut a = a;
     a.connected(b.id).await;
@@ -114,8 +112,66 @@ async fn who_leaves_is_forgotten_and_its_name_is_free() {
         .await;
     assert_eq!((id, reason), (b.id, RemovalReason::Left));
     assert_eq!(a.handle.directory().len(), 1);
-    let key = fresh_key();
-    join_with(&a.invite().await, &key, "b", NOW).await.unwrap();
+    // A copy of its key and certificate is worth nothing.
+    let _copy = Plan::joined(&joined, key).start();
+    assert!(a.refusal().await.contains("revoked"));
+    join_with(&a.invite().await, &fresh_key(), "b", NOW).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_admin_that_lost_its_directory_still_knows_whom_it_revoked() {
+    let founder = Plan::founder("a");
+    let mut b = Plan::certified(&founder, "b", 86_400);
+    let (network, membership) = (founder.network.clone(), founder.membership.clone());
+    let (key, chain) = (founder.key.clone(), founder.chain.clone());
+    let authority = &founder.admin.as_ref().unwrap().authority;
+    let authority = Authority::load(
+        IdentityKey::from_pkcs8(&authority.key().to_pkcs8()).unwrap(),
+        authority.certificate().to_vec(),
+        &network.name,
+    )
+    .unwrap();
+    let (b_key, b_chain) = (b.key.clone(), b.chain.clone());
+    let mut a = founder.start();
+    b.bootstrap = vec![(None, a.address)];
+    let mut b = b.start();
+    a.connected(b.id).await;
+    a.handle.revoke(name("b")).await.unwrap();
+    b.lost(a.id).await;
+    a.handle.shutdown().await;
+    b.handle.shutdown().await;
+    let (invites, registry) = a.persist.admin.lock().unwrap().clone().unwrap();
+    let mut again = Plan::certified_with(network.clone(), membership.clone(), key, chain, "a");
+    again.admin = Some(Admin { authority, invites, registry });
+    let mut a = again.start();
+    let mut b = Plan::certified_with(network, membership, b_key, b_chain, "b");
+    b.bootstrap = vec![(None, a.address)];
+    let _b = b.start();
+    assert!(a.refusal().await.contains("revoked"));
+}
+
+#[tokio::test]
+async fn a_founder_away_for_long_renews_itself() {
+    let founder = Plan::founder("a");
+    founder.clock.set(NOW + NODE_CERTIFICATE_LIFE + 86_400);
+    let mut a = founder.start();
+    a.until(|event| matches!(event, ControlEvent::CertificateRenewed { .. }).then_some(())).await;
+    eventually("its own descriptor is good again", async || a.handle.directory().len() == 1).await;
+}
+
+#[tokio::test]
+async fn an_expired_member_is_told_what_to_do() {
+    let founder = Plan::founder("a");
+    let b = Plan::certified(&founder, "b", 9000);
+    b.clock.set(NOW + 9001);
+    let mut b = b.start();
+    let reason = b
+        .until(|event| match event {
+            ControlEvent::RenewalFailed { reason, .. } => Some(reason),
+            _ => None,
+        })
+        .await;
+    assert!(reason.contains("expired") && reason.contains("warren leave"), "{reason}");
 }
 
 #[tokio::test]

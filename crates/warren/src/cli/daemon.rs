@@ -149,6 +149,7 @@ impl Teller {
         // A start that failed drops the sender; the daemon's result says why.
         let Ok(ready) = is_ready.await else { return Ok(()) };
         out(&if self.json { story::opening_json(&ready) } else { story::opening(&ready) })?;
+        let in_background = report.is_some();
         if let Some(report) = report {
             self.go_to_background(report).map_err(|e| Fault::file("open", &self.log, &e))?;
         }
@@ -170,10 +171,11 @@ impl Teller {
             if known && !self.json {
                 continue;
             }
-            out(&self.line(&record))?;
+            out(&self.line(&record, in_background))?;
             if let Event::PathPromoted { name, .. } = &record.event
                 && !hinted
                 && !self.json
+                && !in_background
             {
                 hinted = true;
                 self.hint(name).await?;
@@ -188,12 +190,13 @@ impl Teller {
         report.ready(Some(&self.log))
     }
 
-    fn line(&self, record: &EventRecord) -> String {
-        if self.json {
-            format!("{}\n", serde_json::to_string(record).unwrap_or_default())
-        } else {
-            format!("{}\n", story::line(&record.event))
-        }
+    fn line(&self, record: &EventRecord, dated: bool) -> String {
+        let line = match (self.json, dated) {
+            (true, _) => serde_json::to_string(record).unwrap_or_default(),
+            (false, true) => story::dated(record.at, &record.event),
+            (false, false) => story::line(&record.event),
+        };
+        line + "\n"
     }
 
     /// What to try next, with the new peer's address.

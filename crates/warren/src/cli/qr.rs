@@ -4,13 +4,27 @@ use warren_node::fault::{Fault, FaultKind};
 
 /// `text` as a QR code of half blocks, light on dark as terminals show it.
 pub(super) fn render(text: &str) -> Result<String, Fault> {
-    // Join codes are made for the compact alphanumeric mode: their base32 means
-    // the same in upper case. Other texts keep their case.
+    // Screens do not get scratched: the lowest error correction keeps it small.
     let code = fast_qr::QRBuilder::new(text).ecl(fast_qr::ECL::L).build().map_err(|_| {
         Fault::new(FaultKind::Internal, "the text is too long for a QR code")
             .remedy("use the text itself")
     })?;
-    Ok(format!("{}\n", code.to_str()))
+    Ok(with_quiet_zone(&code.to_str()))
+}
+
+/// The encoder leaves a border of one module; readers want about four
+/// (ISO/IEC 18004 section 9.1).
+fn with_quiet_zone(code: &str) -> String {
+    const SIDE: &str = "\u{2588}\u{2588}\u{2588}";
+    let width = code.lines().map(|l| l.chars().count()).max().unwrap_or(0);
+    let row = format!("{}\n", "\u{2588}".repeat(width + 6));
+    // The encoder's first line is half a row: its lower half is the border.
+    let mut text = row.clone();
+    for (i, line) in code.lines().enumerate() {
+        let line = if i == 0 { "\u{2588}".repeat(width) } else { line.to_owned() };
+        text.push_str(&format!("{SIDE}{line}{SIDE}\n"));
+    }
+    text + &row
 }
 
 #[cfg(test)]

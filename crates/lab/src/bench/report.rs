@@ -17,6 +17,9 @@ pub struct Report {
     pub cores: usize,
     /// Kernel release.
     pub kernel: String,
+    /// Runnable processes on average in the minute before: figures of a busy
+    /// machine say little, above all its worst pings.
+    pub load_before: f64,
     /// `direct`, `nic` or `off`.
     pub underlay: &'static str,
     /// Rounds.
@@ -119,7 +122,9 @@ const COLUMNS: &[(&str, &str, usize)] = &[
 impl Report {
     pub(super) fn new(plan: &Plan) -> Self {
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
         Self {
+            load_before: load.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(f64::NAN),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             kernel: kernel.trim().to_owned(),
             underlay: plan.underlay.name(),
@@ -194,6 +199,10 @@ impl Report {
             1.0,
             false,
         );
+        // The rest is asked of the link with all its offloads.
+        if self.underlay != Underlay::Direct.name() {
+            return bars;
+        }
         bar(
             "AES: both directions at once, times one",
             ratio(of(WarrenAes, "tcp_both_gbps"), of(WarrenAes, speed)),
@@ -249,8 +258,8 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} cores, Linux {}, underlay {}, median (range) of {}, {} s each",
-            self.cores, self.kernel, self.underlay, self.repeat, self.seconds
+            "{} cores, Linux {}, load {:.1} before, underlay {}, median (range) of {}, {} s each",
+            self.cores, self.kernel, self.load_before, self.underlay, self.repeat, self.seconds
         )?;
         write!(f, "| {:22} |", "")?;
         for (_, heading, _) in COLUMNS {

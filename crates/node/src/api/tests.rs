@@ -208,3 +208,32 @@ async fn nobody_there_and_already_there_are_told_apart() {
     let long = dir.0.join("x".repeat(120)).join("api.sock");
     assert!(bind(&long).unwrap_err().to_string().contains("too long"));
 }
+
+/// The kernel's word about the caller counts, not only the file's mode.
+#[tokio::test]
+async fn another_user_is_not_served() {
+    with_daemon(|client, _| async move {
+        let socket = client.socket().to_owned();
+        let open = |path: &Path| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
+        };
+        open(&socket);
+        open(socket.parent().unwrap());
+        let as_user = |user: &str| {
+            let mut command = std::process::Command::new("setpriv");
+            command.args([&format!("--reuid={user}"), "--regid=65534", "--clear-groups"]);
+            command.args(["curl", "--silent", "--max-time", "5", "--unix-socket"]);
+            command.arg(&socket).arg("http://warren/v1/wg/clients");
+            tokio::task::spawn_blocking(move || command.output())
+        };
+        // Shows that the way there works, and that this test may change users.
+        let own = as_user("0").await.unwrap();
+        if !own.is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains("phone")) {
+            eprintln!("SKIPPED: needs root, setpriv and curl");
+            return;
+        }
+        let other = as_user("65534").await.unwrap().unwrap();
+        assert!(!other.status.success() && other.stdout.is_empty(), "{other:?}");
+    })
+    .await;
+}

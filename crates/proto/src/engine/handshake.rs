@@ -18,6 +18,9 @@ use crate::noise::{Initiator, OpenedInitiation, Tai64n, mac1_ok};
 /// Shortest time between two initiations of one peer that are answered: 50 a
 /// second, as WireGuard.
 const INITIATION_GAP_MS: u64 = 20;
+/// A changed address or key waits this long after an initiation; longer than
+/// [`INITIATION_GAP_MS`].
+const SETTLE_MS: u64 = 50;
 /// Refusals reported in one second; all are counted.
 const REPORTED_A_SECOND: u32 = 20;
 
@@ -59,6 +62,10 @@ impl Engine {
         let Some(peer) = self.peers.get_mut(&remote) else {
             return self.core.refuse(from, Some(remote), Refusal::UnknownPeer, now_ms);
         };
+        if opened.timestamp == peer.newest_initiation {
+            // Most likely the network's duplicate: nothing to report.
+            return self.core.drop_packet(DropReason::BadHandshake);
+        }
         if let Err(reason) = peer.answer(&mut self.core, from, opened, now, rng) {
             return self.core.refuse(from, Some(remote), reason, now_ms);
         }
@@ -262,11 +269,20 @@ impl Peer {
         }
     }
 
-    /// Starts over at once: the address or the pre-shared key is a new one.
+    /// Starts over at once: the address or the pre-shared key is a new one. Two
+    /// such changes in a row make one handshake: the peer would refuse a second
+    /// initiation right after the first, and its answer to the first be lost.
     pub(super) fn restart_handshake(&mut self, core: &mut Core, now: Now, rng: &mut dyn CryptoRng) {
-        if self.can_initiate() {
-            self.active().trying_since = Some(core.ms(now.instant));
-            self.send_initiation(core, now, rng);
+        if !self.can_initiate() {
+            return;
+        }
+        let now_ms = core.ms(now.instant);
+        let active = self.active();
+        active.trying_since = Some(now_ms);
+        let earliest = active.initiated_ms + SETTLE_MS;
+        match &mut active.pending {
+            Some(pending) if now_ms < earliest => pending.retry_at = earliest,
+            _ => self.send_initiation(core, now, rng),
         }
     }
 
@@ -281,8 +297,8 @@ impl Peer {
         }
         let tried = now_ms.saturating_sub(active.trying_since.unwrap_or(now_ms));
         if tried < GIVE_UP_MS {
-            if tried >= 2 * RETRY_MS && !self.unreachable {
-                self.unreachable = true;
+            if tried >= 2 * RETRY_MS && self.unreachable.is_none() {
+                self.unreachable = Some(now_ms);
                 core.event(LinkEvent::PeerUnreachable { peer: self.key() });
             }
             return self.send_initiation(core, now, rng);

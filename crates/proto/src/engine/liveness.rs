@@ -16,6 +16,8 @@ const SUSPECT_AFTER: u32 = 3;
 const MIN_TIMEOUT_MS: u64 = 500;
 /// …and this while the round trip is unknown.
 const FIRST_TIMEOUT_MS: u64 = 1_000;
+/// A figure from counters this old gives way to echoes.
+const COUNTED_FOR_MS: u64 = 30_000;
 /// Fewest packets between two looks that say something about loss.
 const MIN_SAMPLE: u64 = 20;
 
@@ -36,8 +38,8 @@ pub(super) struct Liveness {
     srtt_us: u64,
     /// Share of echoes lost there and back, 0 to 1.
     echo_loss: Option<f64>,
-    /// Share of the peer's packets that did not arrive.
-    rx_loss: Option<f64>,
+    /// Share of the peer's packets that did not arrive, and when that was known.
+    rx_loss: Option<(f64, u64)>,
     progress: (u64, u64),
 }
 
@@ -119,9 +121,14 @@ impl Liveness {
         self.progress = (0, 0);
     }
 
+    /// The peer's counters start anew.
+    pub(super) fn new_session(&mut self) {
+        self.progress = (0, 0);
+    }
+
     /// Takes the counters of the receiving session: (used by the peer,
     /// accepted).
-    pub(super) fn note_progress(&mut self, progress: (u64, u64)) {
+    pub(super) fn note_progress(&mut self, progress: (u64, u64), now_ms: u64) {
         let (used, accepted) = (
             progress.0.saturating_sub(self.progress.0),
             progress.1.saturating_sub(self.progress.1),
@@ -131,8 +138,8 @@ impl Liveness {
         }
         self.progress = progress;
         let sample = (1.0 - accepted as f64 / used as f64).clamp(0.0, 1.0);
-        let before = self.rx_loss.unwrap_or(sample);
-        self.rx_loss = Some(before + (sample - before) / 4.0);
+        let before = self.rx_loss.map_or(sample, |(loss, _)| loss);
+        self.rx_loss = Some((before + (sample - before) / 4.0, now_ms));
     }
 
     /// Smoothed round trip.
@@ -141,9 +148,11 @@ impl Liveness {
     }
 
     /// Share of packets from the peer lost lately: from its counters when it
-    /// sends enough, else from echoes (assuming both ways are alike).
-    pub(super) fn loss(&self) -> Option<f64> {
-        self.rx_loss.or_else(|| self.echo_loss.map(|both| 1.0 - (1.0 - both).max(0.0).sqrt()))
+    /// sent enough, else from echoes (assuming both ways are alike).
+    pub(super) fn loss(&self, now_ms: u64) -> Option<f64> {
+        let counted = self.rx_loss.filter(|(_, at)| now_ms < at + COUNTED_FOR_MS);
+        let echoed = || self.echo_loss.map(|both| 1.0 - (1.0 - both).max(0.0).sqrt());
+        counted.map(|(loss, _)| loss).or_else(echoed)
     }
 }
 
@@ -198,12 +207,16 @@ mod tests {
             }
             live.check(at + 9_000, at);
         }
-        let loss = live.loss().unwrap();
+        let loss = live.loss(0).unwrap();
         assert!((0.03..0.25).contains(&loss), "{loss}");
         for step in 1..100 {
-            live.note_progress((step * 1000, step * 990));
+            live.note_progress((step * 1000, step * 990), 1000);
         }
-        let loss = live.loss().unwrap();
+        let loss = live.loss(2000).unwrap();
         assert!((0.009..0.011).contains(&loss), "{loss}");
+        live.new_session();
+        live.note_progress((20, 10), 3000);
+        assert!(live.loss(3000).unwrap() > 0.1, "counters of a new session count");
+        assert!((0.03..0.25).contains(&live.loss(40_000).unwrap()), "echoes again");
     }
 }

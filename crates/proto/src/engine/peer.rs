@@ -120,7 +120,8 @@ pub(super) struct Peer {
     pub(super) handshake_ms: u64,
     pub(super) handshake_unix_s: u64,
     pub(super) handshake_unix_ns: u32,
-    pub(super) unreachable: bool,
+    /// Since when it counts as unreachable.
+    pub(super) unreachable: Option<u64>,
     /// With `hold`: when an abandoned handshake is tried again.
     pub(super) hold_retry_ms: u64,
     pub(super) deadline: Option<(u64, WakeReason)>,
@@ -141,7 +142,7 @@ impl Peer {
             handshake_ms: 0,
             handshake_unix_s: 0,
             handshake_unix_ns: 0,
-            unreachable: false,
+            unreachable: None,
             hold_retry_ms: 0,
             deadline: None,
             active: None,

@@ -103,7 +103,7 @@ impl Peer {
         self.handshake_ms = now_ms;
         self.handshake_unix_s = now.unix.as_secs();
         self.handshake_unix_ns = now.unix.subsec_nanos();
-        self.unreachable = false;
+        self.unreachable = None;
         self.hold_retry_ms = 0;
         self.link.send.store(Some(session.send.clone()));
         self.link.handshake_wanted.store(false, Ordering::Relaxed);
@@ -119,6 +119,7 @@ impl Peer {
         active.trying_since = None;
         active.unanswered = None;
         active.renewed_late = false;
+        active.liveness.new_session();
         let initiator = session.initiator;
         let first = active.current.is_none();
         if let Some(old) = active.current.replace(session)
@@ -303,7 +304,7 @@ impl Peer {
         let now_ms = core.ms(now.instant);
         let active = self.active.as_deref();
         let current = active.and_then(|active| active.current.as_ref());
-        let state = if self.unreachable {
+        let state = if self.unreachable.is_some() {
             LinkState::Unreachable
         } else if current.is_some() {
             LinkState::Up
@@ -320,7 +321,7 @@ impl Peer {
             endpoint: self.link.endpoint.load().as_deref().copied(),
             allowed: self.config.allowed.clone(),
             rtt: active.and_then(|active| active.liveness.rtt()),
-            loss: active.and_then(|active| active.liveness.loss()),
+            loss: active.and_then(|active| active.liveness.loss(now_ms)),
             path_mtu: self.link.path_mtu.load(Ordering::Relaxed),
             handshake_age: (self.handshake_ms > 0)
                 .then(|| Duration::from_millis(now_ms.saturating_sub(self.handshake_ms))),

@@ -112,11 +112,14 @@ impl Peer {
             active.owed = Some(data_rx.min(active.looked_ms.max(tx + 1)));
         }
         active.looked_ms = now_ms;
+        if self.unreachable.is_some_and(|since| rx > since) {
+            self.unreachable = None;
+        }
         if self.config.is_warren
             && let Some(current) = &active.current
             && let Ok(window) = current.receive.replay.try_lock()
         {
-            active.liveness.note_progress(window.progress());
+            active.liveness.note_progress(window.progress(), now_ms);
         }
     }
 

@@ -217,6 +217,7 @@ impl Engine {
         }
         self.routes_changed = true;
         self.next_order += 1;
+        self.core.config.key.remember(&key);
         let peer = Peer::new(config, self.next_order);
         let link = peer.link.clone();
         self.peers.insert(key, peer);
@@ -228,6 +229,7 @@ impl Engine {
     pub fn remove_peer(&mut self, key: &LinkPublicKey) {
         if let Some(mut peer) = self.peers.remove(key) {
             peer.shut_down(&mut self.core);
+            self.core.config.key.forget(key);
             self.routes_changed = true;
         }
     }

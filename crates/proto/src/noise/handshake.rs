@@ -64,6 +64,17 @@ impl StaticKey {
         LinkPublicKey(self.0.public)
     }
 
+    /// Handshakes with the owner of `peer` will be frequent: compute what is
+    /// the same in all of them once.
+    pub fn remember(&self, peer: &LinkPublicKey) {
+        self.0.remember(&peer.0);
+    }
+
+    /// Wipes what [`Self::remember`] keeps.
+    pub fn forget(&self, peer: &LinkPublicKey) {
+        self.0.forget(&peer.0);
+    }
+
     fn builder<'a>(&self, suite: Suite, rng: &mut dyn CryptoRng) -> snow::Builder<'a> {
         let mut ephemeral = Zeroizing::new([0; 32]);
         rng.fill_bytes(&mut ephemeral[..]);

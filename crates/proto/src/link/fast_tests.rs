@@ -261,7 +261,7 @@ fn what_cannot_be_sent_is_answered() {
     let ip = Ip::parse(reply).unwrap();
     assert_eq!(
         (ip.source(reply), &reply[20..22]),
-        ("10.0.0.1".parse::<IpAddr>().unwrap(), &[3, 0][..])
+        ("10.9.9.9".parse::<IpAddr>().unwrap(), &[3, 0][..])
     );
 
     a.peer.endpoint.store(None);

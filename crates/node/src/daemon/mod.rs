@@ -322,7 +322,12 @@ impl Daemon {
         // one sent to an older address would only be in the way. A link that
         // works stays where it is: it may have roamed since.
         let key = peer.view.descriptor.body.link_key;
-        if !self.engine.stats(&key, self.now()).is_some_and(|s| s.state == LinkState::Up) {
+        let up = self.engine.stats(&key, self.now()).is_some_and(|s| s.state == LinkState::Up);
+        if !peer.dialer {
+            // The dialer starts the link, and its handshake tells its address. One
+            // of ours would meet a peer that does not use the key yet.
+            self.engine.install_psk(&key, peer.psk.clone());
+        } else if !up {
             self.engine.set_endpoint(&key, peer.remote, self.now(), &mut OsRandom);
         }
         self.mesh.connected(id, peer.remote, peer.psk, peer.post_quantum, peer.dialer);

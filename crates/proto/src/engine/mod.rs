@@ -257,6 +257,14 @@ impl Engine {
         });
     }
 
+    /// Like [`Engine::set_psk`], but starts no handshake: the peer is going to,
+    /// and does not accept one with this key until it does.
+    pub fn install_psk(&mut self, key: &LinkPublicKey, psk: PresharedKey) {
+        if let Some(peer) = self.peers.get_mut(key) {
+            peer.config.psk = Some(psk);
+        }
+    }
+
     /// Sends the peer's packets to `to` from now on; a waiting handshake is
     /// tried there at once.
     pub fn set_endpoint(

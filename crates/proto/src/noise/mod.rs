@@ -10,8 +10,9 @@
 //! - [`tai64n`]: the timestamp that keeps an initiation from being replayed.
 //!
 //! Invariants: no clock and no randomness of its own; nothing panics on
-//! outside bytes; secrets are zeroised and never printed. Deliberately not
-//! here: timers, peers, retries, rate limits (the engine's).
+//! outside bytes; keys are zeroised and never printed (but snow's chaining
+//! key, which lives as long as a handshake and which snow does not wipe).
+//! Deliberately not here: timers, peers, retries, rate limits (the engine's).
 
 pub mod handshake;
 pub mod mac;

@@ -18,13 +18,16 @@ use zeroize::Zeroizing;
 
 const TAG_LEN: usize = 16;
 
+/// By public key; `None` until the result was needed.
+type SharedSecrets = HashMap<[u8; 32], Option<Zeroizing<[u8; 32]>>>;
+
 /// An X25519 key pair ready for use. aws-lc-rs wipes the secret when dropped.
 pub(super) struct KeyPair {
     secret: agreement::PrivateKey,
     pub(super) public: [u8; 32],
     /// Results with the static keys of peers, which come up in each of their
     /// handshakes: computed once, a quarter of an answer's cost saved.
-    shared: Mutex<HashMap<[u8; 32], Option<Zeroizing<[u8; 32]>>>>,
+    shared: Mutex<SharedSecrets>,
 }
 
 impl KeyPair {
@@ -39,7 +42,7 @@ impl KeyPair {
         Self { secret, public, shared: Mutex::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<[u8; 32], Option<Zeroizing<[u8; 32]>>>> {
+    fn lock(&self) -> MutexGuard<'_, SharedSecrets> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -1,0 +1,267 @@
+//! Whom to dial, and when.
+//!
+//! Invariants: one attempt per peer at a time; a peer that is connected is not
+//! dialed; in large networks every node has few neighbours, and the neighbours
+//! keep the network in one piece. Deliberately not here: the attempt itself
+//! (`dial`).
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use quinn::Connection;
+use warren_control::descriptor::MAX_ENDPOINTS;
+use warren_control::membership::Membership;
+use warren_types::NodeId;
+
+use super::{Core, FULL_MESH, Input, NEIGHBOURS, Target};
+use crate::transport::dial::{self, Schedule, jitter};
+use crate::transport::event::{ControlEvent, RefuseReason};
+use crate::transport::session::{self, Failure};
+use crate::transport::shared::remote;
+
+impl Core {
+    pub(super) fn occupy(&mut self, target: Target) {
+        let now = Instant::now();
+        let schedule = self.schedule.entry(target).or_insert_with(|| Schedule::at(now));
+        schedule.busy = true;
+        schedule.failures = 0;
+    }
+
+    pub(super) fn release(&mut self, target: Target) {
+        let timing = self.shared.timing;
+        if let Some(schedule) = self.schedule.get_mut(&target) {
+            schedule.lost(Instant::now(), &timing);
+        }
+    }
+
+    /// Whom we want to be connected to.
+    pub(super) fn wanted(&self) -> BTreeSet<NodeId> {
+        let directory = self.shared.directory();
+        let own = self.shared.id();
+        let all: Vec<NodeId> = directory.views().map(|v| v.id()).filter(|id| *id != own).collect();
+        let mut wanted: BTreeSet<NodeId> = if all.len() <= FULL_MESH {
+            all.iter().copied().collect()
+        } else {
+            neighbours(own, &all).collect()
+        };
+        wanted.extend(self.on_demand.iter().copied().filter(|id| {
+            all.binary_search(id).is_ok() || matches!(directory.membership(), Membership::Key(_))
+        }));
+        wanted
+    }
+
+    pub(super) fn addresses(&self, node: NodeId) -> Vec<SocketAddr> {
+        let mut list: Vec<SocketAddr> =
+            self.hints.get(&node).map(|h| h.iter().copied().collect()).unwrap_or_default();
+        if let Some(view) = self.shared.directory().get(node) {
+            list.extend(view.descriptor.body.endpoints.iter().copied());
+        }
+        let mut seen = BTreeSet::new();
+        list.retain(|a| seen.insert(*a));
+        list.truncate(MAX_ENDPOINTS);
+        list
+    }
+
+    pub(super) fn dial_due(&mut self) {
+        let now = Instant::now();
+        if std::mem::take(&mut self.stale) {
+            let wanted = self.wanted();
+            let fresh = now.duration_since(self.started) < Duration::from_secs(5);
+            let (own, timing) = (self.shared.id(), self.shared.timing);
+            for node in &wanted {
+                self.schedule.entry(Target::Node(*node)).or_insert_with(|| {
+                    // Who has just started dials at once; of a pair that has
+                    // been up, the larger id lets the smaller go first.
+                    let wait = if fresh {
+                        Duration::ZERO
+                    } else if own < *node {
+                        jitter(timing.courtesy / 3)
+                    } else {
+                        timing.courtesy + jitter(timing.courtesy)
+                    };
+                    Schedule::at(now + wait)
+                });
+            }
+            self.schedule.retain(|target, schedule| match target {
+                Target::Node(node) => schedule.busy || wanted.contains(node),
+                Target::Endpoint(_) => true,
+            });
+        }
+        let due: Vec<Target> = self
+            .schedule
+            .iter()
+            .filter(|(_, s)| !s.busy && s.next <= now)
+            .map(|(target, _)| *target)
+            .collect();
+        for target in due {
+            self.dial(target, now);
+        }
+    }
+
+    /// True when the node behind a bootstrap address is connected, or about to
+    /// be under its own name.
+    pub(super) fn serves(&self, address: SocketAddr) -> bool {
+        let answered = self.answered.get(&address);
+        if answered.is_some_and(|node| self.peers.contains_key(node)) {
+            return true;
+        }
+        let busy = |(target, schedule): (&Target, &Schedule)| match target {
+            Target::Node(node) => schedule.busy.then_some(*node),
+            Target::Endpoint(_) => None,
+        };
+        let dialing: Vec<NodeId> = self.schedule.iter().filter_map(busy).collect();
+        self.peers.values().any(|p| remote(&p.connection) == address)
+            || dialing
+                .iter()
+                .chain(self.peers.keys())
+                .any(|node| self.addresses(*node).contains(&address))
+    }
+
+    pub(super) fn dial(&mut self, target: Target, now: Instant) {
+        let timing = self.shared.timing;
+        let (expected, addresses) = match target {
+            Target::Node(node) => (Some(node), self.addresses(node)),
+            Target::Endpoint(address) => (None, vec![address]),
+        };
+        let connected = match target {
+            Target::Node(node) => self.peers.contains_key(&node),
+            Target::Endpoint(address) => self.serves(address),
+        };
+        let Some(schedule) = self.schedule.get_mut(&target) else { return };
+        if connected || addresses.is_empty() {
+            // Another connection serves, or will. Losing it sets a new time.
+            let serves = matches!(target, Target::Node(_)) || !connected;
+            let wait = if serves { timing.retry_max } else { timing.handshake };
+            schedule.next = now + jitter(wait);
+            return;
+        }
+        schedule.busy = true;
+        let (shared, endpoint, config) =
+            (self.shared.clone(), self.parts.endpoint.clone(), self.parts.client.clone());
+        tokio::spawn(async move {
+            let checker = shared.clone();
+            let check = move |connection: &Connection| {
+                checker.authenticate(connection, expected).map_err(Failure::Refused)
+            };
+            let won = dial::race(&endpoint, &config, &addresses, timing.handshake, check).await;
+            let failure = match won {
+                Ok((connection, identity)) => {
+                    session::run(shared.clone(), connection, Some(target), identity, None)
+                        .await
+                        .err()
+                }
+                Err(failures) => Some(most_telling(failures)),
+            };
+            let input = Input::Dialed { target, endpoints: addresses, failure };
+            let _ = shared.input.send(input).await;
+        });
+    }
+
+    /// A dialing task ended: it failed, or its connection was up and is gone.
+    pub(super) fn on_dialed(
+        &mut self,
+        target: Target,
+        endpoints: Vec<SocketAddr>,
+        failure: Option<Failure>,
+    ) {
+        let (now, timing) = (Instant::now(), self.shared.timing);
+        let held = self.peers.values().any(|p| p.target == Some(target));
+        let Some(schedule) = self.schedule.get_mut(&target) else { return };
+        if held {
+            return;
+        }
+        let (reason, refused) = match failure {
+            None => {
+                schedule.busy = false;
+                return;
+            }
+            Some(Failure::Duplicate(node)) => {
+                schedule.lost(now, &timing);
+                schedule.next = now + jitter(timing.courtesy);
+                if let Target::Endpoint(address) = target {
+                    self.answered.insert(address, node);
+                }
+                return;
+            }
+            Some(Failure::Refused(RefuseReason::Ourselves)) => {
+                // One of our own addresses, as given for somebody: not again soon.
+                schedule.failed(now, &timing, true);
+                schedule.next = now + timing.retry_max;
+                return;
+            }
+            Some(Failure::Refused(reason)) => {
+                schedule.failed(now, &timing, true);
+                let remote = endpoints.first().copied();
+                if let Some(remote) = remote {
+                    self.refused(remote, reason);
+                }
+                return;
+            }
+            Some(Failure::Ended { reason, refused }) => (reason, refused),
+        };
+        schedule.failed(now, &timing, refused);
+        let attempt = schedule.failures;
+        let node = match target {
+            Target::Node(node) => Some(node),
+            Target::Endpoint(_) => None,
+        };
+        if node.is_some_and(|n| self.peers.contains_key(&n)) {
+            return;
+        }
+        self.emit(ControlEvent::DialFailed { node, endpoints, reason, refused, attempt });
+    }
+}
+
+/// The failure that tells the operator most: our refusal, the peer's, then
+/// anything else.
+fn most_telling(failures: Vec<(SocketAddr, Failure)>) -> Failure {
+    let rank = |f: &Failure| match f {
+        Failure::Refused(RefuseReason::Ourselves) => 1,
+        Failure::Refused(_) => 4,
+        Failure::Ended { refused: true, .. } => 3,
+        Failure::Duplicate(_) => 2,
+        Failure::Ended { .. } => 0,
+    };
+    failures
+        .into_iter()
+        .map(|(_, f)| f)
+        .max_by_key(rank)
+        .unwrap_or(Failure::Ended { reason: "no address is known".into(), refused: false })
+}
+/// Half of the neighbours follow on the ring of ids, which keeps it connected;
+/// the others are spread over it, which keeps it short.
+fn neighbours(own: NodeId, sorted: &[NodeId]) -> impl Iterator<Item = NodeId> + '_ {
+    let start = sorted.partition_point(|id| *id < own);
+    let len = sorted.len();
+    let near = (0..NEIGHBOURS / 2).map(move |n| start + n);
+    let far = (1..=NEIGHBOURS / 2).map(move |n| start + (len >> n).max(NEIGHBOURS));
+    near.chain(far).map(move |n| sorted[n % len])
+}
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::net::SocketAddr;
+    use std::time::{Duration, Instant};
+
+    use quinn::Connection;
+    use warren_control::descriptor::MAX_ENDPOINTS;
+    use warren_control::membership::Membership;
+    use warren_types::NodeId;
+
+    use super::{Core, FULL_MESH, Input, NEIGHBOURS, Target};
+    use crate::transport::dial::{self, Schedule, jitter};
+    use crate::transport::event::{ControlEvent, RefuseReason};
+    use crate::transport::session::{self, Failure};
+    use crate::transport::shared::remote;
+
+    #[test]
+    fn neighbours_are_distinct_and_form_a_ring() {
+        let sorted: Vec<NodeId> = (0..100_u8).map(|n| NodeId([n; 32])).collect();
+        let chosen: BTreeSet<NodeId> = neighbours(NodeId([40; 32]), &sorted[..]).collect();
+        assert_eq!(chosen.len(), NEIGHBOURS);
+        let own = NodeId([99; 32]);
+        let others: Vec<NodeId> = sorted.iter().copied().filter(|id| *id != own).collect();
+        assert!(neighbours(own, &others).any(|id| id == NodeId([0; 32])), "wraps around");
+    }
+}

@@ -1,0 +1,132 @@
+//! What the core is told and asked, and what it tells sessions.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::Connection;
+use tokio::sync::{mpsc, oneshot};
+use warren_control::descriptor::ClientRecord;
+use warren_control::wire::{Hello, JoinRequest, Message};
+use warren_types::{LinkPublicKey, NodeId, NodeName, PresharedKey};
+
+use crate::transport::admin::{AdminError, JoinAnswer};
+use crate::transport::event::RefuseReason;
+use crate::transport::session::Failure;
+
+/// Whom to dial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Target {
+    Node(NodeId),
+    Endpoint(SocketAddr),
+}
+
+/// What to send on a connection.
+#[derive(Debug)]
+pub(crate) enum Outgoing {
+    Frames(Vec<Arc<[u8]>>),
+    Finish(oneshot::Sender<()>),
+}
+
+/// The core's answer to a hello.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    /// Go on; the link's key is installed when this resolves.
+    Keep(oneshot::Receiver<()>),
+    Duplicate,
+    Refused(RefuseReason),
+}
+
+/// What this node says about itself; the transport adds the rest and signs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnDescriptor {
+    /// Our name, as certified or pinned.
+    pub name: NodeName,
+    /// Our link key.
+    pub link_key: LinkPublicKey,
+    /// Our overlay addresses, as certified or derived from our key.
+    pub addresses: Vec<std::net::IpAddr>,
+    /// Our WireGuard clients.
+    pub clients: Vec<ClientRecord>,
+    /// Where we can be reached, best first; at most 16 are published.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+/// One control connection, for status.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectionInfo {
+    /// The peer.
+    pub node: NodeId,
+    /// Its underlay address.
+    pub remote: SocketAddr,
+    /// Round-trip time.
+    pub rtt: Duration,
+    /// True when we dialed.
+    pub dialer: bool,
+}
+
+#[derive(Debug)]
+pub(crate) enum Command {
+    Connect(Target),
+    SetOwn(Box<OwnDescriptor>),
+    Invite {
+        life: u64,
+        uses: u32,
+        reply: oneshot::Sender<Result<(String, u64), AdminError>>,
+    },
+    Revoke {
+        name: NodeName,
+        reply: oneshot::Sender<Result<NodeId, AdminError>>,
+    },
+    Connections(oneshot::Sender<Vec<ConnectionInfo>>),
+    Renew,
+    /// `true`: leave the network for good.
+    Stop {
+        leave: bool,
+        reply: oneshot::Sender<()>,
+    },
+}
+
+#[derive(Debug)]
+pub(crate) enum Input {
+    Hello {
+        node: NodeId,
+        hello: Box<Hello>,
+        psk: PresharedKey,
+        target: Option<Target>,
+        connection: Connection,
+        outgoing: mpsc::Sender<Outgoing>,
+        reply: oneshot::Sender<Verdict>,
+    },
+    Ready {
+        node: NodeId,
+        stable: usize,
+        installed: oneshot::Sender<()>,
+    },
+    Message {
+        node: NodeId,
+        stable: usize,
+        message: Message,
+    },
+    Closed {
+        node: NodeId,
+        stable: usize,
+        reason: String,
+    },
+    Dialed {
+        target: Target,
+        endpoints: Vec<SocketAddr>,
+        failure: Option<Failure>,
+    },
+    Refused {
+        remote: SocketAddr,
+        reason: RefuseReason,
+    },
+    Join {
+        node: NodeId,
+        remote: SocketAddr,
+        request: JoinRequest,
+        reply: oneshot::Sender<JoinAnswer>,
+    },
+    Command(Command),
+}

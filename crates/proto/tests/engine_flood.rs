@@ -109,6 +109,22 @@ fn a_long_queue_alone_turns_cookies_on() {
     assert_eq!(world.nodes[0].drops.get(DropReason::BadHandshake), 1);
 }
 
+#[test]
+fn two_loaded_ends_connect_all_the_same() {
+    for suite in [Suite::Aes256Gcm, Suite::ChaCha20Poly1305] {
+        let mut world = World::new(2, 1);
+        world.queued = 1000;
+        world.pair(suite);
+        world.send(0, 1, packet(1, 60));
+        // One try for each end's cookie.
+        let arrived = |w: &World| !w.nodes[1].inbox.is_empty();
+        let took = world.run_until(Duration::from_secs(60), arrived).unwrap();
+        assert!((10..12).contains(&took.as_secs()), "{took:?}");
+        assert_eq!(world.nodes[0].drops.get(DropReason::UnderLoad), 1);
+        assert_eq!(world.nodes[1].drops.get(DropReason::UnderLoad), 1);
+    }
+}
+
 /// Resident memory of this process, bytes.
 #[cfg(target_os = "linux")]
 fn resident() -> usize {

@@ -97,6 +97,8 @@ pub(crate) type Censor = Box<dyn FnMut(&Datagram) -> bool>;
 
 pub(crate) struct World {
     pub(crate) weather: Weather,
+    /// Handshake messages said to be waiting behind each one that arrives.
+    pub(crate) queued: usize,
     pub(crate) nodes: Vec<Node>,
     pub(crate) epoch: Instant,
     pub(crate) now: Duration,
@@ -137,6 +139,7 @@ impl World {
         let epoch = Instant::now();
         let mut world = Self {
             weather: Weather::default(),
+            queued: 0,
             nodes: Vec::new(),
             epoch,
             now: Duration::ZERO,
@@ -317,8 +320,9 @@ impl World {
                 if !mac1_ok(&self.nodes[i].engine.mac_key(), &datagram.data) {
                     return self.nodes[i].drops.count(DropReason::BadMac);
                 }
+                let queued = self.queued;
                 self.with(i, |engine, now, rng| {
-                    engine.handle_handshake(datagram.from, &datagram.data, 0, now, rng);
+                    engine.handle_handshake(datagram.from, &datagram.data, queued, now, rng);
                 });
             }
             _ => self.nodes[i].drops.count(DropReason::UnknownType),

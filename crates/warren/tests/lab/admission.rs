@@ -6,7 +6,7 @@ use std::process::Output;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use warren_lab::topology::{Host, Pair, Underlay};
+use warren_lab::topology::{Host, Pair, Underlay, output_of};
 use warren_os::files::TemporaryDir;
 use warren_types::Suite;
 
@@ -152,5 +152,32 @@ pub(crate) fn secrets_stay_private() -> Result<()> {
     ensure!(effective & !net_admin == 0, "capabilities kept: {effective:x}");
     let no_new = status.lines().any(|line| line.replace('\t', " ") == "NoNewPrivs: 1");
     ensure!(no_new, "new privileges are possible");
+    let filtered = status.lines().any(|line| line.replace('\t', " ") == "Seccomp: 2");
+    ensure!(filtered, "system calls are not filtered");
+    Ok(())
+}
+
+pub(crate) fn a_full_disk_is_named() -> Result<()> {
+    let pair = Pair::create(1500, Underlay::Direct)?;
+    let scratch = TemporaryDir::create("warren-lab")?;
+    let state = scratch.path().join("full");
+    std::fs::create_dir(&state)?;
+    // In the mount namespace of this test, so it goes with it at the latest.
+    let mut command = std::process::Command::new("mount");
+    command.args(["-t", "tmpfs", "-o", "size=4k,mode=0700", "none"]).arg(&state);
+    output_of(&mut command)?;
+    // One page is one file's; nothing more fits.
+    std::fs::write(state.join("filler"), [0; 4096])?;
+    let listen = ["--listen", "10.99.0.1:51820", "--interface", "w-left"];
+    let said = refused(&pair.left, &state, &[&["up"][..], &listen].concat());
+    let keys: Vec<_> = std::fs::read_dir(&state)?
+        .flatten()
+        .filter(|entry| entry.metadata().is_ok_and(|metadata| metadata.len() > 0))
+        .map(|entry| entry.file_name())
+        .filter(|name| name != "filler")
+        .collect();
+    output_of(std::process::Command::new("umount").arg(&state))?;
+    contains_one(&said?, &["no space", "disk"])?;
+    ensure!(keys.is_empty(), "half-made state: {keys:?}");
     Ok(())
 }

@@ -32,6 +32,7 @@ const SCENARIOS: &[Scenario] = &[
     ("both_suites_and_both_families_work", story::both_suites_and_both_families_work),
     ("useless_codes_are_told_apart", admission::useless_codes_are_told_apart),
     ("bad_starts_name_the_remedy", admission::bad_starts_name_the_remedy),
+    ("a_full_disk_is_named", admission::a_full_disk_is_named),
     ("secrets_stay_private", admission::secrets_stay_private),
     (
         "a_preshared_key_admits_only_its_holders",

@@ -23,8 +23,9 @@ pub struct Profile {
     /// Bytes that may wait for the rate limit; what comes on top is dropped
     /// (tail drop). Has no meaning without a rate.
     pub queue: usize,
-    /// Longest IP packet the link carries, bytes. Longer ones vanish without
-    /// a word, as behind a firewall that eats ICMP.
+    /// Longest packet the link carries, bytes. Longer ones vanish without a
+    /// word, as behind a firewall that eats ICMP (the WAN emulator fragments
+    /// IPv4 packets that allow it first, as routers do).
     pub mtu: Option<u16>,
     /// Carries nothing at all: the cable is cut.
     pub cut: bool,

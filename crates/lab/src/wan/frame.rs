@@ -133,6 +133,63 @@ pub(super) fn split(frame: &[u8], how: Split, mut sink: impl FnMut(Vec<u8>)) {
     }
 }
 
+/// Fragments an IPv4 packet that allows it to at most `mtu` bytes each, as a
+/// router does (RFC 791); `None` when it does not allow it, or is IPv6, which
+/// routers never fragment.
+pub(super) fn fragment(frame: &[u8], mtu: usize) -> Option<Vec<Vec<u8>>> {
+    const DONT_FRAGMENT: u16 = 0x4000;
+    const MORE_FRAGMENTS: u16 = 0x2000;
+    let whole = with_checksum(frame)?;
+    let packet = whole.get(VNET_HEADER_LEN..)?;
+    let header = usize::from(packet.first()? & 0x0f) * 4;
+    if packet[0] >> 4 != 4 || packet.len() < 20.max(header) {
+        return None;
+    }
+    let place = u16::from_be_bytes([packet[6], packet[7]]);
+    let step = mtu.checked_sub(header)? & !7;
+    if place & DONT_FRAGMENT != 0 || step == 0 {
+        return None;
+    }
+    let (head, payload) = packet.split_at(header);
+    let count = payload.len().div_ceil(step);
+    let fragments = payload.chunks(step).enumerate().map(|(i, part)| {
+        let mut out = vec![0; VNET_HEADER_LEN];
+        out.extend_from_slice(head);
+        out.extend_from_slice(part);
+        let fragment = &mut out[VNET_HEADER_LEN..];
+        let length = u16::try_from(fragment.len()).unwrap_or(u16::MAX);
+        fragment[2..4].copy_from_slice(&length.to_be_bytes());
+        let more = if i + 1 < count { MORE_FRAGMENTS } else { place & MORE_FRAGMENTS };
+        let offset = (place & 0x1fff).wrapping_add((i * step / 8) as u16) & 0x1fff;
+        fragment[6..8].copy_from_slice(&(offset | more).to_be_bytes());
+        fragment[10..12].fill(0);
+        let checksum = !fold(sum(&fragment[..header]));
+        fragment[10..12].copy_from_slice(&checksum.to_be_bytes());
+        out
+    });
+    Some(fragments.collect())
+}
+
+/// The frame with its transport checksum done, if it was left to hardware.
+fn with_checksum(frame: &[u8]) -> Option<Vec<u8>> {
+    const NEEDS_CHECKSUM: u8 = 1;
+    let mut out = frame.to_vec();
+    let (header, packet) = out.split_at_mut_checked(VNET_HEADER_LEN)?;
+    if header[0] & NEEDS_CHECKSUM == 0 {
+        return Some(out);
+    }
+    let start = usize::from(u16::from_ne_bytes([header[6], header[7]]));
+    let field = start + usize::from(u16::from_ne_bytes([header[8], header[9]]));
+    header.fill(0);
+    // The field holds the sum of the pseudo header already.
+    let checksum = match !fold(sum(packet.get(start..)?)) {
+        0 => 0xffff,
+        checksum => checksum,
+    };
+    packet.get_mut(field..field + 2)?.copy_from_slice(&checksum.to_be_bytes());
+    Some(out)
+}
+
 /// RFC 1071: the sum of big-endian words, not folded yet.
 fn sum(bytes: &[u8]) -> u64 {
     let mut words = bytes.chunks_exact(4);
@@ -263,5 +320,45 @@ mod tests {
         assert_eq!(changed(6, &60_000u16.to_ne_bytes()), None, "transport beyond the end");
         assert_eq!(changed(6, &0u16.to_ne_bytes()), None, "transport over the IP header");
         assert_eq!(changed(VNET_HEADER_LEN + 52, &[0x10]), None, "TCP header too short");
+    }
+
+    #[test]
+    fn fragments_carry_the_whole() {
+        // One UDP packet whose checksum is left to hardware: the field holds
+        // the pseudo header's sum.
+        let mut single = frame(false, GSO_NONE, 0, 2500);
+        let packet = &mut single[VNET_HEADER_LEN..];
+        let length = packet.len() - 20;
+        let pseudo = fold(pseudo_header_sum(packet, false, length));
+        packet[26..28].copy_from_slice(&pseudo.to_be_bytes());
+        single[6..8].copy_from_slice(&20u16.to_ne_bytes());
+        single[8..10].copy_from_slice(&6u16.to_ne_bytes());
+        let fragments = fragment(&single, 1000).unwrap();
+        assert_eq!(fragments.len(), 3);
+        let mut together = Vec::new();
+        for (i, piece) in fragments.iter().enumerate() {
+            let packet = &piece[VNET_HEADER_LEN..];
+            assert!(piece[..VNET_HEADER_LEN].iter().all(|byte| *byte == 0));
+            assert!(packet.len() <= 1000);
+            assert_eq!(usize::from(u16::from_be_bytes([packet[2], packet[3]])), packet.len());
+            assert_eq!(fold(sum(&packet[..20])), 0xffff);
+            let place = u16::from_be_bytes([packet[6], packet[7]]);
+            assert_eq!(usize::from(place & 0x1fff) * 8, together.len());
+            assert_eq!(place & 0x2000 != 0, i < 2);
+            together.extend_from_slice(&packet[20..]);
+        }
+        assert_eq!(together.len(), length);
+        assert_eq!(fold(pseudo_header_sum(&single[10..], false, length) + sum(&together)), 0xffff);
+        // Fragments of fragments keep their places.
+        let again = fragment(&fragments[1], 500).unwrap();
+        let first = u16::from_be_bytes([fragments[1][16], fragments[1][17]]) & 0x1fff;
+        let place = |piece: &Vec<u8>| u16::from_be_bytes([piece[16], piece[17]]);
+        assert_eq!(place(&again[0]) & 0x1fff, first);
+        assert!(again.iter().all(|piece| place(piece) & 0x2000 != 0));
+        // Not what forbids it, nor IPv6.
+        single[VNET_HEADER_LEN + 6] = 0x40;
+        assert_eq!(fragment(&single, 1000), None);
+        assert_eq!(fragment(&frame(true, GSO_NONE, 0, 2500), 1000), None);
+        assert_eq!(fragment(&single[..20], 1000), None);
     }
 }

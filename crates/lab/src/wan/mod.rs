@@ -6,7 +6,8 @@
 //! packets, IPv4 and IPv6, at the interface of the host that has their
 //! destination address. Super-packets of TCP and UDP segmentation offload pass
 //! whole between hosts whose link treats all packets alike and are cut into
-//! packets otherwise.
+//! packets otherwise. IPv4 packets longer than a link's MTU are fragmented if
+//! they allow it.
 //!
 //! Invariants: one thread for each host reads its interface and owns the
 //! packets it sent until they are delivered, so hosts do not wait for each

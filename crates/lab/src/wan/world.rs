@@ -14,7 +14,7 @@ use warren_os::tun::{TunOffloads, TunQueue, VNET_HEADER_LEN};
 use warren_os::wait::{Ready, Waker, wait_readable_for};
 
 use super::WanError;
-use super::frame::{Facts, split};
+use super::frame::{Facts, fragment, split};
 use super::regions::Region;
 use crate::netem::{Dice, Netem, Profile};
 
@@ -254,7 +254,12 @@ impl World {
                 });
             }
             _ => {
-                link.handle(frame.to_vec(), facts.length, now);
+                let mtu = link.profile().mtu.map_or(usize::MAX, usize::from);
+                let fragments = (facts.length > mtu).then(|| fragment(frame, mtu)).flatten();
+                for piece in fragments.unwrap_or_else(|| vec![frame.to_vec()]) {
+                    let length = piece.len() - VNET_HEADER_LEN;
+                    link.handle(piece, length, now);
+                }
             }
         }
     }

@@ -131,15 +131,15 @@ fn line(canvas: &mut Canvas, from: (f64, f64), to: (f64, f64), top: f64, colour:
     }
 }
 
-/// Packets on their way, as moving bullets.
+/// Packets on their way, as bright dashes that move.
 fn flow(canvas: &mut Canvas, from: (f64, f64), to: (f64, f64), top: f64, elapsed: Duration) {
-    let points: Vec<_> = arc(from, to).collect();
-    let spacing = 24;
-    let shift = (elapsed.as_millis() / 40) as usize % spacing;
-    for (x, y) in points.iter().skip(shift).step_by(spacing) {
-        if (0.0..map::DOTS_X).contains(x) && (0.0..map::DOTS_Y).contains(y) {
-            let (column, row) = ((x / 2.0) as usize, ((top + y) / 4.0) as usize);
-            canvas.text(column, row, "\u{2022}", FLOW, true);
+    const SPACING: usize = 28;
+    const DASH: usize = 10;
+    let shift = (elapsed.as_millis() / 40) as usize % SPACING;
+    for (i, (x, y)) in arc(from, to).enumerate() {
+        let bright = (i + SPACING - shift) % SPACING < DASH;
+        if bright && (0.0..map::DOTS_X).contains(&x) && (0.0..map::DOTS_Y).contains(&y) {
+            canvas.dot(x, top + y, FLOW);
         }
     }
 }

@@ -14,6 +14,7 @@ mod authentication;
 mod network;
 mod stock;
 mod story;
+mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -49,6 +50,9 @@ const SCENARIOS: &[Scenario] = &[
     ("streams_survive_a_bad_network", network::streams_survive_a_bad_network),
     ("a_small_mtu_underlay_carries_large_packets", network::a_small_mtu_underlay),
     ("a_silent_mtu_hole_is_found", network::a_silent_mtu_hole_is_found),
+    ("ipv6_alone_carries_a_mesh", world::ipv6_alone_carries_a_mesh),
+    ("large_pings_cross_a_small_underlay", world::large_pings_cross_a_small_underlay),
+    ("a_mesh_forms_in_bad_weather", world::a_mesh_forms_in_bad_weather),
     ("garbage_does_not_hurt_honest_peers", attacks::garbage_does_not_hurt_honest_peers),
     ("forged_initiations_do_not_hurt_honest_peers", attacks::forged_initiations),
     ("wireguard_go_reaches_the_mesh", stock::wireguard_go_reaches_the_mesh),

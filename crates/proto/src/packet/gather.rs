@@ -8,8 +8,10 @@
 //!
 //! Rules, as Linux and wireguard-go have them: same headers but for length,
 //! checksum, identification and sequence number; contiguous sequence numbers;
-//! plain ACK segments with payload; only the last segment may be shorter; PSH
-//! ends it; checksums are right, or left unfinished in all of them.
+//! plain ACK segments with payload; only the last segment may be shorter;
+//! checksums are right, or left unfinished in all of them. Unlike there, PSH
+//! does not end a frame but is carried over to it: frames end with the batch
+//! anyway, so nobody waits, and bulk senders push every 64 KiB.
 
 use super::checksum::{self, Sum};
 use super::ip::{Ip, PROTO_TCP, PROTO_UDP, Transport};
@@ -217,7 +219,7 @@ impl Gather {
         flow.count += 1;
         flow.next_sequence = flow.next_sequence.wrapping_add(payload as u32);
         self.flow = Some(flow);
-        if pushed || payload < flow.size || self.end - START + flow.size > MAX_FRAME {
+        if payload < flow.size || self.end - START + flow.size > MAX_FRAME {
             self.emit(write);
         }
         true
@@ -318,8 +320,7 @@ fn open_flow(
     let header = packet.get(ip.transport..header_len)?;
     match transport {
         Transport::Tcp { .. } => {
-            // The last segment of a push is complete by itself.
-            if !limits.tcp || ip.protocol != PROTO_TCP || header[13] != ACK {
+            if !limits.tcp || ip.protocol != PROTO_TCP || header[13] & !PSH != ACK {
                 return None;
             }
             let sequence = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
@@ -378,7 +379,7 @@ fn same_flow(flow: &Flow, first: &[u8], next: &[u8]) -> bool {
             same(l4, l4 + 4)
                 && sequence == flow.next_sequence
                 && same(l4 + 8, l4 + 13)
-                && header[l4 + 13] & !PSH == first[l4 + 13]
+                && header[l4 + 13] & !PSH == first[l4 + 13] & !PSH
                 && same(l4 + 14, l4 + 16)
                 && same(l4 + 18, end)
         }

@@ -45,6 +45,10 @@ pub struct Segments {
     partial: bool,
     /// For a single packet: the checksum to finish, (start, offset).
     finish: Option<(usize, usize)>,
+    /// Of the IPv4 header but for length and identification.
+    ip_sum: Sum,
+    /// Of the pseudo header but for the length.
+    pseudo_sum: Sum,
     template: [u8; MAX_HEADERS],
 }
 
@@ -73,6 +77,8 @@ impl Segments {
             count: 1,
             partial,
             finish: (vnet.needs_csum && !partial).then_some((start, offset)),
+            ip_sum: Sum::default(),
+            pseudo_sum: Sum::default(),
             template: [0; MAX_HEADERS],
         };
         if vnet.gso == Gso::None {
@@ -92,7 +98,15 @@ impl Segments {
         plan.payload = ip.total_len - header_len;
         plan.count = plan.payload.div_ceil(plan.size).max(1);
         plan.header_len = header_len;
-        plan.template[..header_len].copy_from_slice(&packet[..header_len]);
+        let template = &mut plan.template[..header_len];
+        template.copy_from_slice(&packet[..header_len]);
+        if !ip.v6 {
+            // Length and identification are added for each packet.
+            template[10..12].fill(0);
+            let sum = Sum::default().bytes(&template[..2]).bytes(&template[6..ip.transport]);
+            plan.ip_sum = sum;
+        }
+        plan.pseudo_sum = Sum::default().bytes(ip.addresses(packet)).number(u16::from(ip.protocol));
         Ok(plan)
     }
 
@@ -171,18 +185,12 @@ impl Segments {
             let id = u16::from_be_bytes([one[4], one[5]]).wrapping_add(index as u16);
             one[2..4].copy_from_slice(&(len as u16).to_be_bytes());
             one[4..6].copy_from_slice(&id.to_be_bytes());
-            checksum::write_ipv4_header(one, self.ip.transport);
+            let sum = self.ip_sum.number(len as u16).number(id).complete();
+            one[10..12].copy_from_slice(&sum);
         }
-        let addresses: [u8; 32] = {
-            let mut both = [0; 32];
-            let from = self.ip.addresses(one);
-            both[..from.len()].copy_from_slice(from);
-            both
-        };
-        let addresses = &addresses[..if self.ip.v6 { 32 } else { 8 }];
         let transport = &mut one[self.ip.transport..];
-        let transport_len = transport.len();
-        let (protocol, field) = match self.transport {
+        let transport_len = transport.len() as u16;
+        let field = match self.transport {
             Some(Transport::Tcp { .. }) => {
                 let sequence =
                     u32::from_be_bytes([transport[4], transport[5], transport[6], transport[7]]);
@@ -194,14 +202,14 @@ impl Segments {
                 if index > 0 {
                     transport[13] &= !CWR;
                 }
-                (super::ip::PROTO_TCP, 16)
+                16
             }
             _ => {
-                transport[4..6].copy_from_slice(&(transport_len as u16).to_be_bytes());
-                (super::ip::PROTO_UDP, 6)
+                transport[4..6].copy_from_slice(&transport_len.to_be_bytes());
+                6
             }
         };
-        let pseudo = Sum::default().pseudo(addresses, protocol, transport_len);
+        let pseudo = self.pseudo_sum.number(transport_len);
         if self.partial {
             transport[field..field + 2].copy_from_slice(&pseudo.partial());
         } else {

@@ -238,22 +238,14 @@ fn neighbours(own: NodeId, sorted: &[NodeId]) -> impl Iterator<Item = NodeId> + 
     let far = (1..=NEIGHBOURS / 2).map(move |n| start + (len >> n).max(NEIGHBOURS));
     near.chain(far).map(move |n| sorted[n % len])
 }
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::net::SocketAddr;
-    use std::time::{Duration, Instant};
 
-    use quinn::Connection;
-    use warren_control::descriptor::MAX_ENDPOINTS;
-    use warren_control::membership::Membership;
     use warren_types::NodeId;
 
-    use super::{Core, FULL_MESH, Input, NEIGHBOURS, Target};
-    use crate::transport::dial::{self, Schedule, jitter};
-    use crate::transport::event::{ControlEvent, RefuseReason};
-    use crate::transport::session::{self, Failure};
-    use crate::transport::shared::remote;
+    use super::{NEIGHBOURS, neighbours};
 
     #[test]
     fn neighbours_are_distinct_and_form_a_ring() {

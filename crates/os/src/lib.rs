@@ -11,7 +11,6 @@
 //! - [`process`]: detaching, signals, what a process costs.
 //! - [`privileges`]: giving up what a running daemon never needs.
 //! - [`terminal`]: single keys.
-//! - [`thread`]: scheduling of the calling thread.
 //!
 //! Invariants: every function is safe to call with any arguments; errors say
 //! what was missing and what to do about it. No protocol knowledge, no policy.
@@ -28,7 +27,6 @@ pub mod netns;
 pub mod privileges;
 pub mod process;
 pub mod terminal;
-pub mod thread;
 pub mod tun;
 pub mod udp;
 pub mod wait;

@@ -96,9 +96,9 @@ fn perform(args: &Args) -> Result<ExitCode> {
     let live = !args.plain && is_capable_terminal();
     let narrator = Narrator::new(Scene::new(&stage::CAST, story::CLAIMS), !live);
     let screen = if live { Some(Screen::open(narrator.clone(), quit)?) } else { None };
-    let janitor = Janitor::hire(quit, state.clone(), screen.clone());
+    let janitor = Janitor::hire(quit, state.clone(), screen.clone(), narrator.clone());
     let outcome = (|| {
-        let mut stage = Stage::build(args.seed, &state, &narrator)?;
+        let mut stage = Stage::build(args.seed, &state)?;
         let patience = live.then(|| args.seconds.map_or(Duration::MAX, Duration::from_secs));
         story::tell(&mut stage, &narrator, quit, patience)
     })();
@@ -109,7 +109,7 @@ fn perform(args: &Args) -> Result<ExitCode> {
     janitor.dismiss();
     let told = outcome?;
     gone.context("cannot remove the daemons' state")?;
-    println!("{told}");
+    scene::print_line(&told.to_string());
     Ok(if told.held() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -122,7 +122,8 @@ fn is_capable_terminal() -> bool {
     let (columns, rows) = terminal_size().unwrap_or((0, 0));
     let fits = usize::from(columns) >= picture::COLUMNS && usize::from(rows) >= picture::ROWS;
     if !fits {
-        println!("(the picture needs a terminal of 80x24; this one has {columns}x{rows})");
+        let note = "(the picture needs a terminal of 80x24; this one has";
+        scene::print_line(&format!("{note} {columns}x{rows})"));
     }
     fits
 }
@@ -153,7 +154,12 @@ struct Janitor {
 }
 
 impl Janitor {
-    fn hire(quit: &'static AtomicBool, state: stage::StateRoot, screen: Option<Screen>) -> Self {
+    fn hire(
+        quit: &'static AtomicBool,
+        state: stage::StateRoot,
+        screen: Option<Screen>,
+        narrator: Narrator,
+    ) -> Self {
         let done = std::sync::Arc::new(AtomicBool::new(false));
         let finished = done.clone();
         std::thread::spawn(move || {
@@ -170,7 +176,9 @@ impl Janitor {
                         screen.close();
                     }
                     let _ = state.remove();
-                    std::process::exit(if screen.is_some() { 0 } else { 130 });
+                    scene::print_line("Ended on request. Nothing is left behind.");
+                    let failed = narrator.scene().any_failed() || screen.is_none();
+                    std::process::exit(failed.into());
                 }
             }
         });

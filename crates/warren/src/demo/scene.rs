@@ -115,6 +115,11 @@ impl Scene {
         }
     }
 
+    /// True when a claim did not hold.
+    pub(super) fn any_failed(&self) -> bool {
+        self.claims.iter().any(|claim| claim.state == ClaimState::Failed)
+    }
+
     /// Pairs with a direct path seen from both ends, and all pairs.
     pub(super) fn direct_pairs(&self) -> (usize, usize) {
         let count = self.nodes.len();
@@ -183,7 +188,7 @@ impl Narrator {
 
 /// Prints a line; a reader that went away (`warren demo | head -1`) is no
 /// reason to stop checking.
-fn print_line(line: &str) {
+pub(super) fn print_line(line: &str) {
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
@@ -215,6 +220,7 @@ mod tests {
         let scene = narrator.scene();
         assert_eq!(scene.claims[0].state, ClaimState::Held);
         assert_eq!(scene.claims[1].state, ClaimState::Failed);
+        assert!(scene.any_failed());
         assert_eq!(scene.events.len(), EVENTS_KEPT);
         assert_eq!(scene.events.back().unwrap().1, "event 99");
     }

@@ -12,8 +12,6 @@ use warren_lab::topology::Host;
 use warren_lab::wan::{Attachment, Region, Wan, WanHost};
 use warren_os::netns::hide_directory;
 
-use super::scene::Narrator;
-
 /// Name, three letters, place. The first founds the network; the first two are
 /// neighbours, between which speed is measured.
 pub(super) const CAST: [(&str, &str, Region); 5] = [
@@ -120,7 +118,7 @@ pub(super) struct Stage {
 
 impl Stage {
     /// Hosts and WAN; daemons start later, by [`Stage::start`].
-    pub(super) fn build(seed: u64, state: &StateRoot, narrator: &Narrator) -> Result<Self> {
+    pub(super) fn build(seed: u64, state: &StateRoot) -> Result<Self> {
         let binary = std::env::current_exe().context("cannot find this program's own file")?;
         let mut wan = Wan::new(seed)?;
         let mut actors = Vec::new();
@@ -130,7 +128,6 @@ impl Stage {
             let place = wan.attach(host.namespace(), attachment)?;
             actors.push(Actor { host, place, region, node: None, addresses: Vec::new() });
         }
-        narrator.tell(format!("{} hosts on an emulated WAN", actors.len()));
         Ok(Self { actors, wan, state: state.clone(), binary })
     }
 

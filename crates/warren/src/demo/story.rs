@@ -176,7 +176,12 @@ impl Teller<'_> {
             bail!("the stage is empty");
         };
         let expected = london.region.rtt(tokyo.region);
-        let measured = traffic::ping(&london.host, tokyo.place.ipv4().into(), 3)?;
+        // The best of three, for this machine may be busy with other things.
+        let mut measured = Duration::MAX;
+        for _ in 0..3 {
+            let took = traffic::ping(&london.host, tokyo.place.ipv4().into(), 3)?;
+            measured = measured.min(took);
+        }
         ensure!(
             measured >= expected.mul_f64(0.98) && measured < expected + Duration::from_millis(60),
             "{} from London to Tokyo instead of {}",

@@ -38,6 +38,9 @@ use super::shared::{Shared, remote};
 pub const FULL_MESH: usize = 32;
 /// Above it, to this many neighbours on the ring of ids, and on demand.
 pub const NEIGHBOURS: usize = 8;
+/// Dial attempts under way at a time: a node that learns of many members at
+/// once neither floods the network nor starves its own handshakes.
+const DIALS: usize = 6;
 /// Between writes of the directory to disk.
 const SAVE_EVERY: Duration = Duration::from_secs(2);
 /// Refusals reported per [`REFUSAL_WINDOW`]; a flood must not fill the log.
@@ -87,6 +90,8 @@ pub(crate) struct Core {
     parts: Parts,
     peers: HashMap<NodeId, Peer>,
     schedule: BTreeMap<Target, Schedule>,
+    /// Attempts that have come to nothing and no end yet.
+    attempts: BTreeSet<Target>,
     /// Where a node was reached last, or is said to be by the configuration.
     hints: HashMap<NodeId, BTreeSet<SocketAddr>>,
     /// Who answered at a bootstrap address.
@@ -110,6 +115,7 @@ impl Core {
             parts,
             peers: HashMap::new(),
             schedule: BTreeMap::new(),
+            attempts: BTreeSet::new(),
             hints: HashMap::new(),
             answered: HashMap::new(),
             on_demand: BTreeSet::new(),
@@ -236,6 +242,7 @@ impl Core {
             self.hints.entry(node).or_default().insert(remote(&peer.connection));
         }
         if let Some(target) = peer.target {
+            self.attempts.remove(&target);
             self.occupy(target);
         }
         let dialer = peer.dialer();
@@ -464,7 +471,9 @@ impl Core {
     // ---- time ------------------------------------------------------------------
 
     fn next_due(&self) -> Instant {
-        let dial = self.schedule.values().filter(|s| !s.busy).map(|s| s.next).min();
+        // With all attempts under way, the end of one is the next occasion.
+        let room = self.attempts.len() < DIALS;
+        let dial = self.schedule.values().filter(|s| room && !s.busy).map(|s| s.next).min();
         let save = self.unsaved.map(|t| t + SAVE_EVERY);
         [Some(self.chores), dial, save].into_iter().flatten().min().unwrap_or(self.chores)
     }

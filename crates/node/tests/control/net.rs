@@ -28,7 +28,7 @@ use warren_types::{LinkPublicKey, NetworkName, NodeId, NodeName, PresharedKey, S
 
 pub(crate) const NOW: u64 = 1_800_000_000;
 /// How long a test waits for anything.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn name(text: &str) -> NodeName {
     text.parse().unwrap()

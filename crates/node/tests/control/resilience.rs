@@ -298,3 +298,45 @@ async fn garbage_and_half_open_connections_do_not_keep_members_out() {
     let mut b = b.start();
     b.connected(a.id).await;
 }
+
+#[tokio::test]
+async fn a_large_network_is_known_to_all_without_everybody_connecting_to_everybody() {
+    const NODES: usize = 36;
+    let first = Plan::psk(7, "n0").start();
+    let at = vec![(None, first.address)];
+    let mut nodes = vec![first];
+    for n in 1..NODES {
+        let mut plan = Plan::psk(7, &format!("n{n}"));
+        plan.bootstrap = at.clone();
+        // Slow enough for many of them on one thread of a busy machine.
+        plan.timing.idle = Duration::from_secs(10);
+        plan.timing.handshake = Duration::from_secs(10);
+        plan.timing.housekeeping = Duration::from_secs(2);
+        nodes.push(plan.start());
+    }
+    eventually("everybody knows everybody", async || {
+        nodes.iter().all(|n| n.handle.directory().len() == NODES)
+    })
+    .await;
+    // A node that is nobody's neighbour in particular can be reached on demand.
+    let (a, b) = (nodes[3].id, nodes[17].id);
+    nodes[3].handle.connect(b).await;
+    eventually("connected on demand", async || {
+        nodes[3].handle.connections().await.iter().any(|c| c.node == b)
+    })
+    .await;
+    let mut most = 0;
+    for node in &nodes[1..] {
+        let connections = node.handle.connections().await.len();
+        assert!(connections >= 1, "{} is alone", node.name);
+        most = most.max(connections);
+    }
+    assert!(most < NODES - 1, "{most} connections: a full mesh after all");
+    // One leaves; all hear of it, neighbours or not.
+    nodes[17].handle.leave().await;
+    assert_ne!(a, b);
+    eventually("everybody forgot the one that left", async || {
+        nodes.iter().filter(|n| n.id != b).all(|n| n.handle.member(b).is_none())
+    })
+    .await;
+}

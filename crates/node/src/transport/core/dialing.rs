@@ -14,7 +14,7 @@ use warren_control::descriptor::MAX_ENDPOINTS;
 use warren_control::membership::Membership;
 use warren_types::NodeId;
 
-use super::{Core, FULL_MESH, Input, NEIGHBOURS, Target};
+use super::{Core, DIALS, FULL_MESH, Input, NEIGHBOURS, Target};
 use crate::transport::dial::{self, Schedule, jitter};
 use crate::transport::event::{ControlEvent, RefuseReason};
 use crate::transport::session::{self, Failure};
@@ -88,13 +88,17 @@ impl Core {
                 Target::Endpoint(_) => true,
             });
         }
-        let due: Vec<Target> = self
+        let mut due: Vec<(Instant, Target)> = self
             .schedule
             .iter()
             .filter(|(_, s)| !s.busy && s.next <= now)
-            .map(|(target, _)| *target)
+            .map(|(target, s)| (s.next, *target))
             .collect();
-        for target in due {
+        due.sort();
+        for (_, target) in due {
+            if self.attempts.len() >= DIALS {
+                break;
+            }
             self.dial(target, now);
         }
     }
@@ -137,6 +141,7 @@ impl Core {
             return;
         }
         schedule.busy = true;
+        self.attempts.insert(target);
         let (shared, endpoint, config) =
             (self.shared.clone(), self.parts.endpoint.clone(), self.parts.client.clone());
         tokio::spawn(async move {
@@ -166,6 +171,7 @@ impl Core {
         failure: Option<Failure>,
     ) {
         let (now, timing) = (Instant::now(), self.shared.timing);
+        self.attempts.remove(&target);
         let held = self.peers.values().any(|p| p.target == Some(target));
         let Some(schedule) = self.schedule.get_mut(&target) else { return };
         if held {

@@ -5,20 +5,18 @@
 //! [`ConfigError`] that names the file, the line, and what is allowed.
 //! Invariants: unknown fields are refused; a flag always wins over the file;
 //! two settings that contradict each other are an error, never a silent choice.
-//! Deliberately not here: secrets (only the path of the pre-shared key is), and
-//! anything read from the environment.
+//! Of the environment only what names the default state directory is read.
+//! Deliberately not here: secrets (only the path of the pre-shared key is).
 
 mod effective;
+mod parse;
 mod raw;
 mod value;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
-use toml::Spanned;
 use warren_types::{NetworkName, NodeId, NodeName, Suite};
 
 pub use value::{
@@ -213,55 +211,6 @@ impl From<ConfigError> for Fault {
     }
 }
 
-/// The file while it is being checked: text for line numbers, name for messages.
-struct File<'a> {
-    path: &'a Path,
-    text: &'a str,
-}
-
-impl File<'_> {
-    fn line(&self, offset: usize) -> usize {
-        let end = offset.min(self.text.len());
-        self.text.as_bytes()[..end].iter().filter(|b| **b == b'\n').count() + 1
-    }
-
-    fn refuse(&self, key: &str, offset: usize, reason: impl fmt::Display) -> ConfigError {
-        ConfigError::Value {
-            path: self.path.display().to_string(),
-            line: self.line(offset),
-            key: key.to_owned(),
-            reason: reason.to_string(),
-        }
-    }
-
-    fn parse<T>(&self, key: &str, value: &Spanned<String>) -> Result<T, ConfigError>
-    where
-        T: FromStr,
-        T::Err: fmt::Display,
-    {
-        value.get_ref().parse().map_err(|e: T::Err| self.refuse(key, value.span().start, e))
-    }
-
-    fn range(
-        &self,
-        key: &str,
-        value: &Spanned<i64>,
-        unit: &str,
-        range: std::ops::RangeInclusive<i64>,
-    ) -> Result<i64, ConfigError> {
-        if range.contains(value.get_ref()) {
-            return Ok(*value.get_ref());
-        }
-        let reason = format!(
-            "{} is out of range: use {} to {} {unit}",
-            value.get_ref(),
-            range.start(),
-            range.end()
-        );
-        Err(self.refuse(key, value.span().start, reason))
-    }
-}
-
 impl Config {
     /// Reads `file` (if given) and applies `overrides`.
     ///
@@ -279,107 +228,6 @@ impl Config {
                 Self::from_text(path, &text, overrides)
             }
         }
-    }
-
-    /// As [`Config::load`], with the file's text already read; `path` is used
-    /// in messages and to resolve relative paths.
-    ///
-    /// # Errors
-    /// [`ConfigError`] when anything is not allowed.
-    pub fn from_text(path: &Path, text: &str, flags: Overrides) -> Result<Self, ConfigError> {
-        let raw: raw::RawConfig = toml::from_str(text).map_err(|e| ConfigError::Syntax {
-            path: path.display().to_string(),
-            detail: e.to_string().trim_end().to_owned(),
-        })?;
-        let file = File { path, text };
-        let mut sources = BTreeMap::new();
-
-        /// A scalar: flag, else file, else default; notes where it came from.
-        macro_rules! pick {
-            ($key:literal, $flag:expr, $raw:expr) => {{
-                let from_file = match &$raw {
-                    Some(v) => Some((file.parse($key, v)?, file.line(v.span().start))),
-                    None => None,
-                };
-                match ($flag, from_file) {
-                    (Some(v), _) => {
-                        sources.insert($key, Source::Flag);
-                        Some(v)
-                    }
-                    (None, Some((v, line))) => {
-                        sources.insert($key, Source::File(line));
-                        Some(v)
-                    }
-                    (None, None) => None,
-                }
-            }};
-        }
-
-        let name = pick!("name", flags.name, raw.name);
-        let network = pick!("network", flags.network, raw.network);
-        let listen = pick!("listen", flags.listen, raw.listen).unwrap_or_default();
-        let interface = pick!("interface", flags.interface, raw.interface).unwrap_or_default();
-        let suite = pick!("suite", flags.suite, raw.suite);
-        let pq = pick!("pq", None, raw.pq).unwrap_or_default();
-        let log_format = pick!("log_format", flags.log_format, raw.log_format).unwrap_or_default();
-        let log_level = pick!("log_level", flags.log_level, raw.log_level).unwrap_or_default();
-
-        let mut endpoints = parse_list(&file, "endpoints", &raw.endpoints, &mut sources)?;
-        if !flags.endpoints.is_empty() {
-            sources.insert("endpoints", Source::Flag);
-            endpoints = flags.endpoints;
-        }
-        let bootstrap = parse_list(&file, "bootstrap", &raw.bootstrap, &mut sources)?;
-
-        let mut workers = None;
-        if let Some(v) = &raw.workers {
-            let n = file.range("workers", v, "worker pairs", 1..=MAX_WORKERS as i64)?;
-            sources.insert("workers", Source::File(file.line(v.span().start)));
-            workers = NonZeroUsize::new(n as usize);
-        }
-        if let Some(n) = flags.workers {
-            if !(1..=MAX_WORKERS).contains(&n) {
-                return Err(ConfigError::Setting(format!(
-                    "--workers {n} is out of range: use 1 to {MAX_WORKERS} worker pairs"
-                )));
-            }
-            sources.insert("workers", Source::Flag);
-            workers = NonZeroUsize::new(n);
-        }
-        let mut mtu = None;
-        if let Some(v) = &raw.mtu {
-            let n = file.range("mtu", v, "bytes", MIN_MTU.into()..=MAX_MTU.into())?;
-            sources.insert("mtu", Source::File(file.line(v.span().start)));
-            mtu = u32::try_from(n).ok();
-        }
-
-        let auth = parse_auth(&file, &raw, &mut sources)?;
-        let mut dangerous = Dangerous::default();
-        if let Some(v) = &raw.dangerous.keep_privileges {
-            sources.insert("dangerous.keep_privileges", Source::File(file.line(v.span().start)));
-            dangerous.keep_privileges = *v.get_ref();
-        }
-        if flags.state_dir.is_some() {
-            sources.insert("state_dir", Source::Flag);
-        }
-        Ok(Self {
-            state_dir: flags.state_dir.unwrap_or_else(default_state_dir),
-            name,
-            network,
-            listen,
-            interface,
-            suite,
-            endpoints,
-            bootstrap,
-            workers,
-            mtu,
-            pq,
-            log_format,
-            log_level,
-            auth,
-            dangerous,
-            sources,
-        })
     }
 
     /// Where the value of `key` came from.
@@ -410,120 +258,6 @@ impl Config {
 /// The API socket of the daemon that owns `state_dir`.
 pub fn api_socket(state_dir: &Path) -> PathBuf {
     state_dir.join("api.sock")
-}
-
-fn parse_list(
-    file: &File<'_>,
-    key: &'static str,
-    values: &[Spanned<String>],
-    sources: &mut BTreeMap<&'static str, Source>,
-) -> Result<Vec<Endpoint>, ConfigError> {
-    let mut parsed = Vec::with_capacity(values.len());
-    for value in values {
-        sources.entry(key).or_insert_with(|| Source::File(file.line(value.span().start)));
-        let endpoint = file.parse(key, value)?;
-        if !parsed.contains(&endpoint) {
-            parsed.push(endpoint);
-        }
-    }
-    Ok(parsed)
-}
-
-fn parse_auth(
-    file: &File<'_>,
-    raw: &raw::RawConfig,
-    sources: &mut BTreeMap<&'static str, Source>,
-) -> Result<Auth, ConfigError> {
-    let mode = raw.auth.mode.as_ref();
-    let word = mode.map_or("certificate", |m| m.get_ref().as_str());
-    if let Some(m) = mode {
-        sources.insert("auth.mode", Source::File(file.line(m.span().start)));
-    }
-    if word != "psk"
-        && let Some(v) = &raw.auth.psk_file
-    {
-        return Err(file.refuse(
-            "psk_file",
-            v.span().start,
-            format!("has no effect with mode = \"{word}\": remove it, or set mode = \"psk\""),
-        ));
-    }
-    if word != "key"
-        && let Some(peer) = raw.peer.first()
-    {
-        return Err(file.refuse(
-            "peer",
-            peer.span().start,
-            format!(
-                "pinned peers have no effect with mode = \"{word}\": remove them, or set mode = \"key\" under [auth]"
-            ),
-        ));
-    }
-    match word {
-        "certificate" => Ok(Auth::Certificate),
-        "psk" => {
-            let Some(v) = &raw.auth.psk_file else {
-                return Err(file.refuse(
-                    "mode",
-                    mode.map_or(0, |m| m.span().start),
-                    "\"psk\" needs psk_file: the path of a file made by `warren psk generate`",
-                ));
-            };
-            sources.insert("auth.psk_file", Source::File(file.line(v.span().start)));
-            let folder = file.path.parent().unwrap_or(Path::new(""));
-            Ok(Auth::Psk { file: folder.join(v.get_ref()) })
-        }
-        "key" => {
-            if raw.peer.is_empty() {
-                return Err(file.refuse(
-                    "mode",
-                    mode.map_or(0, |m| m.span().start),
-                    "\"key\" needs at least one [[peer]] with name and public_key",
-                ));
-            }
-            Ok(Auth::Key { peers: parse_peers(file, &raw.peer)? })
-        }
-        _ => Err(file.refuse(
-            "mode",
-            mode.map_or(0, |m| m.span().start),
-            "use \"certificate\", \"key\" or \"psk\"",
-        )),
-    }
-}
-
-fn parse_peers(
-    file: &File<'_>,
-    raw: &[Spanned<raw::RawPeer>],
-) -> Result<Vec<PinnedPeer>, ConfigError> {
-    let mut peers: Vec<PinnedPeer> = Vec::with_capacity(raw.len());
-    for peer in raw {
-        let at = peer.get_ref();
-        let name: NodeName = file.parse("name", &at.name)?;
-        let public_key: NodeId = at.public_key.get_ref().parse().map_err(|e| {
-            let hint = "copy what `warren key` prints on that node (52 letters and digits)";
-            file.refuse("public_key", at.public_key.span().start, format!("{e}; {hint}"))
-        })?;
-        let endpoint = match &at.endpoint {
-            Some(v) => Some(file.parse("endpoint", v)?),
-            None => None,
-        };
-        if peers.iter().any(|p| p.name == name) {
-            return Err(file.refuse(
-                "name",
-                at.name.span().start,
-                format!("a second peer named `{name}`: names are unique in a network"),
-            ));
-        }
-        if peers.iter().any(|p| p.public_key == public_key) {
-            return Err(file.refuse(
-                "public_key",
-                at.public_key.span().start,
-                "a second peer with this key: every node has its own",
-            ));
-        }
-        peers.push(PinnedPeer { name, public_key, endpoint });
-    }
-    Ok(peers)
 }
 
 /// `/var/lib/warren` for root, else `$XDG_STATE_HOME/warren`, else

@@ -32,7 +32,10 @@ type Builder = tracing_subscriber::fmt::SubscriberBuilder<
 >;
 
 fn builder(level: LogLevel) -> Builder {
-    tracing_subscriber::fmt().with_env_filter(EnvFilter::new(directives(level)))
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(directives(level)))
+        // They would be printed, and printing where the disk is full panics.
+        .log_internal_errors(false)
 }
 
 /// Our crates at `level`; libraries one step quieter, because their details
@@ -45,6 +48,10 @@ fn directives(level: LogLevel) -> String {
     };
     let ours = ["warren", "warren_node", "warren_os", "warren_proto", "warren_control"];
     let mut text = libraries.to_string();
+    if !matches!(level, LogLevel::Trace) {
+        // It warns of each unreachable address; whoever dials says so better.
+        text.push_str(",quinn_udp=error");
+    }
     for target in ours {
         text.push_str(&format!(",{target}={level}"));
     }

@@ -171,7 +171,11 @@ impl Teller {
             if known && !self.json {
                 continue;
             }
-            out(&self.line(&record, in_background))?;
+            match out(&self.line(&record, in_background)) {
+                // A full disk under the log must not end the daemon.
+                Err(_) if in_background => continue,
+                result => result?,
+            }
             if let Event::PathPromoted { name, .. } = &record.event
                 && !hinted
                 && !self.json

@@ -465,7 +465,8 @@ impl Core {
             self.save_directory();
         }
         self.parts.endpoint.close(CLOSE_DONE, b"");
-        let _ = tokio::time::timeout(Duration::from_secs(1), self.parts.endpoint.wait_idle()).await;
+        let _ =
+            tokio::time::timeout(Duration::from_millis(300), self.parts.endpoint.wait_idle()).await;
     }
 
     // ---- time ------------------------------------------------------------------

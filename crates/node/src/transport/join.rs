@@ -8,6 +8,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use quinn::{Connection, Endpoint, TokioRuntime};
 use tokio::time::timeout;
@@ -28,6 +29,9 @@ use super::session::{CLOSE_DONE, Failure};
 use super::shared::{Clock, peer_chain};
 use super::tls::{self, Timing};
 use crate::random::OsRandom;
+
+/// How long the end of the connection may take.
+const GOODBYE: Duration = Duration::from_millis(200);
 
 /// What a joiner brings.
 pub struct JoinRequestOptions {
@@ -134,7 +138,9 @@ pub async fn join(code: &JoinCode, options: &JoinRequestOptions) -> Result<Joine
     let endpoint = bind(options.bind, &code.endpoints)?;
     let result = exchange(&endpoint, config, code, options).await;
     endpoint.close(CLOSE_DONE, b"");
-    let _ = timeout(options.timing.handshake, endpoint.wait_idle()).await;
+    // Long enough to say goodbye; addresses that never answered would hold this
+    // up for seconds.
+    let _ = timeout(GOODBYE, endpoint.wait_idle()).await;
     result
 }
 

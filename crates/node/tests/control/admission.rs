@@ -125,6 +125,18 @@ async fn a_code_of_another_network_is_not_shown_the_token() {
 }
 
 #[tokio::test]
+async fn addresses_that_do_not_answer_do_not_hold_up_a_join() {
+    let a = Plan::founder("a").start();
+    let code = a.invite().await;
+    let mut code = warren_control::join_code::JoinCode::decode(&code, NOW).unwrap();
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    code.endpoints.insert(0, silent.local_addr().unwrap());
+    let start = std::time::Instant::now();
+    join_with(&code.encode(), &fresh_key(), "b", NOW).await.unwrap();
+    assert!(start.elapsed() < std::time::Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
 async fn nobody_there_is_said_plainly() {
     let a = Plan::founder("a").start();
     let code = a.invite().await;

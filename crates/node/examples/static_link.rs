@@ -54,6 +54,7 @@ fn main() -> anyhow::Result<()> {
         drops: drops.clone(),
         engine: EngineQueues { handshakes: events.clone(), quic: events.clone(), events },
         mac_key: MacKey::for_receiver(&LinkPublicKey([2; 32])),
+        one_thread: false,
         epoch: Instant::now(),
     })?;
     println!("{}", workers.mode());

@@ -77,6 +77,8 @@ fn end(index: usize, suite: Suite, sockets: Vec<Arc<UdpSocket>>, other: SocketAd
         drops: drops.clone(),
         engine: EngineQueues { handshakes: queue.clone(), quic: queue.clone(), events: queue },
         mac_key: MacKey::for_receiver(&LinkPublicKey([2; 32])),
+        // One end of each kind.
+        one_thread: index == 0,
         epoch: Instant::now(),
     })
     .unwrap();

@@ -317,6 +317,7 @@ fn spawn_workers(
         drops,
         engine: queues,
         mac_key: engine.mac_key(),
+        one_thread: std::thread::available_parallelism().is_ok_and(|cores| cores.get() <= 2),
         epoch,
     })
     .map_err(|e| Fault::new(FaultKind::Resource, format!("cannot start the data path: {e}")))

@@ -18,8 +18,8 @@ use crate::process::KilledOnDrop;
 use crate::topology::output_of;
 
 /// Offered UDP loads, thousands of packets per second.
-const SMALL_LOADS: &[u32] = &[60, 90, 120, 150, 180, 210, 250];
-const LARGE_LOADS: &[u32] = &[50, 80, 110, 140, 170, 200];
+const SMALL_LOADS: &[u32] = &[60, 90, 120, 150, 180, 210, 250, 300];
+const LARGE_LOADS: &[u32] = &[50, 80, 110, 140, 170, 200, 240, 280];
 
 /// Idle peers added to see what one costs. Warren's are added one command at a
 /// time, so not too many.

@@ -65,7 +65,15 @@ impl Peer {
     }
 
     fn push(&self, frames: Vec<Arc<[u8]>>) {
-        if self.ready && self.outgoing.try_send(Outgoing::Frames(frames)).is_err() {
+        if self.ready {
+            self.queue(frames);
+        }
+    }
+
+    /// Like [`Peer::push`], also while the first exchange lasts: it goes out
+    /// right after it.
+    fn queue(&self, frames: Vec<Arc<[u8]>>) {
+        if self.outgoing.try_send(Outgoing::Frames(frames)).is_err() {
             // It does not take what we send: start over, with a full exchange.
             self.connection.close(CLOSE_DONE, b"");
         }

@@ -74,8 +74,14 @@ async fn a_revoked_node_is_cut_off_and_stays_out() {
     let at = vec![(None, a.address)];
     let mut b = Plan { bootstrap: at.clone(), ..b }.start();
     let mut c = Plan { bootstrap: at, ..c }.start();
-    a.connected(b.id).await;
-    c.connected(b.id).await;
+    eventually("all are connected", async || {
+        let mut both = true;
+        for node in [&a, &b, &c] {
+            both &= node.handle.connections().await.len() == 2;
+        }
+        both
+    })
+    .await;
     assert_eq!(a.handle.revoke(name("b")).await, Ok(b.id));
     b.until(|event| matches!(event, ControlEvent::Revoked).then_some(())).await;
     a.lost(b.id).await;

@@ -283,6 +283,20 @@ async fn changes_reach_nodes_that_are_not_neighbours_of_the_change() {
 }
 
 #[tokio::test]
+async fn a_node_does_not_dial_its_own_address() {
+    // One list of bootstrap addresses for all machines names each itself.
+    let mut a = Plan::psk(5, "a").start();
+    a.handle.connect_endpoint(a.address).await;
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    while let Ok(event) = a.events.try_recv() {
+        assert!(
+            !matches!(event, ControlEvent::Refused { .. } | ControlEvent::DialFailed { .. }),
+            "{event:?}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn garbage_and_half_open_connections_do_not_keep_members_out() {
     let founder = Plan::founder("a");
     let mut b = Plan::certified(&founder, "b", 86_400);

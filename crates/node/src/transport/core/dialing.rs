@@ -58,7 +58,7 @@ impl Core {
             list.extend(view.descriptor.body.endpoints.iter().copied());
         }
         let mut seen = BTreeSet::new();
-        list.retain(|a| seen.insert(*a));
+        list.retain(|a| seen.insert(*a) && !self.is_ours(a));
         list.truncate(MAX_ENDPOINTS);
         list
     }
@@ -103,6 +103,12 @@ impl Core {
         }
     }
 
+    /// Private addresses occur twice in the world (container bridges, say): where
+    /// one is our own, dialing it would only reach ourselves.
+    fn is_ours(&self, address: &SocketAddr) -> bool {
+        self.parts.own.endpoints.contains(address)
+    }
+
     /// True when the node behind a bootstrap address is connected, or about to
     /// be under its own name.
     pub(super) fn serves(&self, address: SocketAddr) -> bool {
@@ -126,6 +132,7 @@ impl Core {
         let timing = self.shared.timing;
         let (expected, addresses) = match target {
             Target::Node(node) => (Some(node), self.addresses(node)),
+            Target::Endpoint(address) if self.is_ours(&address) => (None, Vec::new()),
             Target::Endpoint(address) => (None, vec![address]),
         };
         let connected = match target {

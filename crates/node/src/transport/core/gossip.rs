@@ -7,9 +7,10 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 use warren_control::descriptor::{
     DESCRIPTOR_LIFE, DescriptorBody, MAX_ENDPOINTS, SignedDescriptor,
 };
@@ -23,6 +24,9 @@ use crate::transport::event::ControlEvent;
 use crate::transport::frame::frame;
 use crate::transport::session::{CLOSE_DONE, CLOSE_REFUSED};
 use crate::transport::shared::remote;
+
+/// How long a peer that is no member any more may take to read why.
+const PARTING: Duration = Duration::from_secs(1);
 
 impl Core {
     pub(super) fn on_descriptor(&mut self, from: NodeId, descriptor: &SignedDescriptor) {
@@ -77,7 +81,7 @@ impl Core {
         let message = frame(&Message::Revocation(record.clone()));
         for (node, peer) in &self.peers {
             if Some(*node) != from {
-                peer.push(vec![message.clone()]);
+                peer.queue(vec![message.clone()]);
             }
         }
         self.changed(changes);
@@ -122,7 +126,7 @@ impl Core {
                 tokio::spawn(async move {
                     let (done, finished) = oneshot::channel();
                     if outgoing.try_send(Outgoing::Finish(done)).is_ok() {
-                        let _ = finished.await;
+                        let _ = timeout(PARTING, finished).await;
                     }
                     connection.close(code, b"");
                 });

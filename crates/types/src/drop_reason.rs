@@ -56,8 +56,6 @@ reasons! {
     HopLimit = "hop_limit",
     /// The kernel refused the datagram or frame.
     SendFailed = "send_failed",
-    /// Congestion experienced on a packet that cannot carry the mark (RFC 6040).
-    EcnIllegal = "ecn_illegal",
 }
 
 /// One counter per [`DropReason`]; shared by all worker threads.

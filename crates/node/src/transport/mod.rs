@@ -163,7 +163,7 @@ impl Control {
             // The receiver is right here; nobody can have dropped it.
             let _ = events.send(ControlEvent::DirectoryChanged(known));
         }
-        let placeholder = SignedDescriptor { body: vec![], signature: [0; 64], mac: vec![] };
+        let unsigned = SignedDescriptor { body: vec![], signature: [0; 64], mac: vec![] };
         let shared = Arc::new(Shared::new(
             config.key,
             OsRandom.next_u64(),
@@ -171,7 +171,7 @@ impl Control {
             config.timing,
             input.clone(),
             directory,
-            placeholder,
+            unsigned,
         ));
         let parts = Parts {
             network: config.network,

@@ -239,8 +239,7 @@ impl Config {
     pub fn worker_pairs(&self, cores: usize) -> usize {
         match self.workers {
             Some(n) => n.get(),
-            None if cores <= 2 => 1,
-            None => (cores / 2).min(4),
+            None => crate::workers::default_workers(cores),
         }
     }
 

@@ -26,13 +26,19 @@ const LAYERS: &[(&str, &[&str], &str)] = &[
         "the control plane is pure: it meets packets and the system in the node only",
     ),
     (
+        "warren-discovery",
+        &["warren-types"],
+        "discovery and routing are pure: whether a signature holds is told them by the node, so \
+         that thousands of nodes run in one simulation",
+    ),
+    (
         "warren-os",
         &["warren-types"],
         "the seam to the kernel knows no protocol, so that a port replaces it alone",
     ),
     (
         "warren-node",
-        &["warren-types", "warren-proto", "warren-control", "warren-os"],
+        &["warren-types", "warren-proto", "warren-control", "warren-discovery", "warren-os"],
         "the daemon joins the layers and must not need the lab or the command line",
     ),
     (
@@ -59,7 +65,7 @@ const IMPURE: &[(&str, &str)] = &[
     ("hyper", "transports belong into warren-node"),
 ];
 
-const PURE: &[&str] = &["warren-types", "warren-proto", "warren-control"];
+const PURE: &[&str] = &["warren-types", "warren-proto", "warren-control", "warren-discovery"];
 
 /// The only crate that may hold unsafe code.
 const UNSAFE_HERE: &str = "warren-os";

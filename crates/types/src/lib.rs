@@ -9,11 +9,13 @@ pub mod api;
 mod drop_reason;
 mod id;
 mod key;
+mod mesh_address;
 mod name;
 mod suite;
 
 pub use drop_reason::{DropCounters, DropReason};
 pub use id::{NetworkId, NodeId};
 pub use key::{LinkPublicKey, LinkSecretKey, ParseKeyError, PresharedKey};
+pub use mesh_address::{MESH_PORT, mesh_address, mesh_node};
 pub use name::{NetworkName, NodeName, ParseNameError};
 pub use suite::{ParseSuiteError, Suite};

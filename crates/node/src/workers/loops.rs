@@ -18,6 +18,7 @@ use warren_proto::packet::gather::Limits;
 use warren_types::DropCounters;
 
 use super::io::Descriptors;
+use super::linger::Linger;
 use super::{EngineQueues, engine_ms};
 
 /// What the threads of a worker share.
@@ -67,11 +68,13 @@ struct GivenUp;
 struct Sending {
     buffer: Vec<u8>,
     transmitter: Transmitter,
+    /// Taken since somebody last looked.
+    bytes: usize,
 }
 
 impl Sending {
     fn new() -> Self {
-        Self { buffer: vec![0; FRAME_BUFFER], transmitter: Transmitter::default() }
+        Self { buffer: vec![0; FRAME_BUFFER], transmitter: Transmitter::default(), bytes: 0 }
     }
 
     /// Takes frames until the queue is empty or the limits are reached. A
@@ -86,6 +89,7 @@ impl Sending {
                     let now_ms = shared.now_ms();
                     let (transmitter, buffer) = (&mut self.transmitter, &mut self.buffer);
                     transmitter.frame(&mut io, &shared.tables, buffer, len, now_ms);
+                    self.bytes += len;
                     frames_left -= 1;
                     bytes_left = bytes_left.saturating_sub(len);
                 }
@@ -112,6 +116,8 @@ impl Sending {
 struct Receiving {
     batch: RecvBatch,
     receiver: Receiver,
+    /// Taken since somebody last looked.
+    bytes: usize,
 }
 
 impl Receiving {
@@ -121,7 +127,7 @@ impl Receiving {
             tcp: shared.offloads.vnet_hdr,
             udp: shared.offloads.uso,
         });
-        Self { batch: RecvBatch::default(), receiver }
+        Self { batch: RecvBatch::default(), receiver, bytes: 0 }
     }
 
     /// Takes one batch.
@@ -150,6 +156,7 @@ impl Receiving {
         let now_ms = shared.now_ms();
         for i in 0..count {
             if let Some(train) = self.batch.train(i) {
+                self.bytes += train.data.len();
                 self.receiver.train(
                     &mut io,
                     &shared.tables,
@@ -208,11 +215,14 @@ pub(super) fn receive(shared: &Shared) {
 /// One thread for both directions. What it delivers to this host is often
 /// answered at once (an echo, an acknowledgement): it finds the answer in the
 /// TUN when it looks next, where a second thread would have to be woken, on
-/// another core at that. Good where there are no cores to spare.
+/// another core at that. Good where there are no cores to spare. After little
+/// traffic it stays awake for the answer from far away ([`Linger`]).
 pub(super) fn both(shared: &Shared) {
     const TUN: u32 = 1;
     const UDP: u32 = 2;
     let (mut sending, mut receiving) = (Sending::new(), Receiving::new(shared));
+    let fds = [shared.queue.as_fd(), shared.socket.as_fd()];
+    let mut linger = Linger::new(Instant::now());
     let mut ready = TUN | UDP;
     loop {
         let mut more = 0;
@@ -233,9 +243,17 @@ pub(super) fn both(shared: &Shared) {
             ready = more;
             continue;
         }
-        sending.rest(shared);
-        receiving.rest(shared);
-        match wait_readable(&[shared.queue.as_fd(), shared.socket.as_fd()], &shared.waker) {
+        let bytes = std::mem::take(&mut sending.bytes) + std::mem::take(&mut receiving.bytes);
+        let waited = match linger.look(bytes, &fds, &shared.waker) {
+            Ok(None) => {
+                sending.rest(shared);
+                receiving.rest(shared);
+                wait_readable(&fds, &shared.waker)
+            }
+            Ok(Some(found)) => Ok(found),
+            Err(error) => Err(error),
+        };
+        match waited {
             Ok(Ready::Readable(bits)) => ready = bits,
             Ok(Ready::Woken) => return,
             Err(error) => return shared.give_up("waiting for packets", &error),

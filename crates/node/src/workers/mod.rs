@@ -6,6 +6,7 @@
 //! not here: handshakes, timers, anything asynchronous.
 
 mod io;
+mod linger;
 mod loops;
 
 use std::net::SocketAddr;

@@ -1,11 +1,11 @@
 //! Staying awake for a moment where an answer is likely: after a packet or two,
 //! and not for long.
 //!
-//! Waking a thread on a core that sleeps takes some 20 us, of which an echo
-//! through two nodes pays four; a thread that is still looking needs none. The
-//! price is the processor's time, so it is bounded twice: [`LONGEST`] after
-//! each small burst, and [`SHARE`] of the time that passes. An idle worker
-//! sleeps, and one with much to do does not linger at all.
+//! Waking a thread on a core that sleeps took some 15 us where it was measured,
+//! and an echo through two nodes takes four such wake-ups; a thread that is
+//! still looking needs none. The price is the processor's time, so it is bounded
+//! twice: [`LONGEST`] after each small burst, and [`SHARE`] of the time that
+//! passes. An idle worker sleeps, and one with much to do does not linger at all.
 
 use std::io;
 use std::os::fd::BorrowedFd;

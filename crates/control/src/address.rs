@@ -7,11 +7,11 @@
 //! an IPv4 address can only be moved by the attempt number. Deliberately not
 //! here: who has which address (see `registry` and `directory`).
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use aws_lc_rs::digest;
 use ipnet::{Ipv4Net, Ipv6Net};
-use warren_types::{NetworkId, NodeId};
+use warren_types::{NetworkId, NodeId, mesh_node};
 
 /// Attempts that a verifier accepts for an IPv4 address that its holder chose
 /// by itself. With 2^22 addresses sixteen collisions in a row do not happen.
@@ -86,9 +86,59 @@ pub fn belongs_to_key(network: NetworkId, key: &[u8; 32], address: IpAddr) -> bo
     }
 }
 
+/// True when a node may be somewhere outside under `endpoint`: addresses that
+/// mean something else to every machine (loopback, link-local, unspecified,
+/// multicast), port 0 and the overlay's own addresses are not. Whatever says
+/// where a node is (descriptors, peers, the local network) is held against this.
+pub fn is_underlay(network: NetworkId, endpoint: SocketAddr) -> bool {
+    let ip = endpoint.ip().to_canonical();
+    let special = match ip {
+        IpAddr::V4(a) => a.is_link_local() || a.is_broadcast() || a.octets()[0] == 0,
+        IpAddr::V6(a) => a.is_unicast_link_local() || mesh_node(endpoint).is_some(),
+    };
+    let overlay = match ip {
+        IpAddr::V4(a) => ipv4_prefix().contains(&a),
+        IpAddr::V6(a) => ipv6_prefix(network).contains(&a),
+    };
+    endpoint.port() != 0
+        && !special
+        && !overlay
+        && !ip.is_loopback()
+        && !ip.is_multicast()
+        && !ip.is_unspecified()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn endpoints_that_cannot_be_outside_are_told() {
+        let network = NetworkId([5; 16]);
+        let own = SocketAddr::new(ipv6_of_node(network, NodeId([1; 32])).into(), 9277);
+        assert!(!is_underlay(network, own));
+        for good in ["192.0.2.1:9277", "[2001:db8::1]:1", "[::ffff:10.0.0.1]:7", "[fd99::1]:51820"]
+        {
+            assert!(is_underlay(network, good.parse().unwrap()), "{good}");
+        }
+        for bad in [
+            "192.0.2.1:0",
+            "127.0.0.1:9",
+            "[::1]:9",
+            "[::ffff:127.0.0.1]:9",
+            "0.0.0.0:9",
+            "[::]:9",
+            "224.0.0.1:9",
+            "255.255.255.255:9",
+            "169.254.1.1:9",
+            "[fe80::1]:9",
+            "[ff02::1]:9",
+            "100.64.3.4:9277",
+            "[fd12::7]:1",
+        ] {
+            assert!(!is_underlay(network, bad.parse().unwrap()), "{bad}");
+        }
+    }
 
     #[test]
     fn addresses_are_inside_their_prefixes_and_stable() {

@@ -7,6 +7,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use minicbor::decode::Error as DecodeError;
 use minicbor::encode::{Error as EncodeError, Write};
 use minicbor::{Decoder, Encode, Encoder};
@@ -177,6 +178,49 @@ pub(crate) mod socket {
     }
     pub(crate) fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<SocketAddr, DecodeError> {
         get_socket(d)
+    }
+}
+
+fn put_prefix<W: Write>(e: &mut Encoder<W>, p: &IpNet) -> Result<(), EncodeError<W::Error>> {
+    e.array(2)?;
+    put_ip(e, &p.addr())?;
+    e.u8(p.prefix_len())?.ok()
+}
+
+fn get_prefix(d: &mut Decoder<'_>) -> Result<IpNet, DecodeError> {
+    if d.array()? != Some(2) {
+        return Err(DecodeError::message("a prefix is [ip, length]"));
+    }
+    let ip = get_ip(d)?;
+    IpNet::new(ip, d.u8()?).map_err(|_| DecodeError::message("a prefix is longer than an address"))
+}
+
+pub(crate) mod prefix {
+    use super::*;
+    pub(crate) fn encode<C, W: Write>(
+        value: &IpNet,
+        e: &mut Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), EncodeError<W::Error>> {
+        put_prefix(e, value)
+    }
+    pub(crate) fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<IpNet, DecodeError> {
+        get_prefix(d)
+    }
+}
+
+pub(crate) mod prefixes {
+    use super::*;
+    pub(crate) fn encode<C, W: Write>(
+        value: &[IpNet],
+        e: &mut Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), EncodeError<W::Error>> {
+        e.array(value.len() as u64)?;
+        value.iter().try_for_each(|p| put_prefix(e, p))
+    }
+    pub(crate) fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<Vec<IpNet>, DecodeError> {
+        (0..list_len(d)?).map(|_| get_prefix(d)).collect()
     }
 }
 

@@ -12,12 +12,14 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use minicbor::{Decode, Encode};
 use warren_types::{LinkPublicKey, NetworkId, NodeId, NodeName};
 
 use crate::identity::{self, IdentityKey, SIGNATURE_LEN};
 use crate::membership::{Membership, MembershipError, PeerIdentity};
 use crate::revocation::RevocationList;
+use crate::route_approval::MAX_ROUTES;
 use crate::{address, cbor};
 
 const LABEL: &str = "Warren v1 descriptor";
@@ -93,6 +95,10 @@ pub struct DescriptorBody {
     /// certificates. A hint; what it issues is checked against the CA.
     #[n(12)]
     pub admin: bool,
+    /// Prefixes behind the owner that it offers to pass traffic to. In force
+    /// only where an admin approved them (`route_approval`).
+    #[cbor(n(14), with = "cbor::prefixes", skip_if = "Vec::is_empty")]
+    pub routes: Vec<IpNet>,
 }
 
 /// A descriptor as it travels and is stored.
@@ -231,6 +237,9 @@ impl SignedDescriptor {
         if body.clients.len() > MAX_CLIENTS || body.endpoints.len() > MAX_ENDPOINTS {
             return Err(DescriptorError::Malformed("too many clients or endpoints"));
         }
+        if body.routes.len() > MAX_ROUTES {
+            return Err(DescriptorError::Malformed("too many routes"));
+        }
         let certificate_expires = check_owner(&body, self, membership, revoked, now)?;
         for client in &body.clients {
             check_addresses(network, &client.key.0, &client.addresses)?;
@@ -330,6 +339,7 @@ mod tests {
             chain: vec![],
             left: false,
             admin: false,
+            routes: vec!["192.168.7.0/24".parse().unwrap()],
         }
     }
 
@@ -380,6 +390,8 @@ mod tests {
         let foreign: IpAddr = "100.64.0.9".parse().unwrap();
         assert_eq!(with(&|b| b.addresses.push(foreign)), Err(E::WrongAddress(foreign)));
         assert_eq!(with(&|b| b.clients[0].addresses.push(foreign)), Err(E::WrongAddress(foreign)));
+        let route = "192.168.7.0/24".parse().unwrap();
+        assert!(matches!(with(&|b| b.routes = vec![route; 33]), Err(E::Malformed(_))));
         assert_eq!(with(&|b| b.node = NodeId([9; 32])), Err(E::BadSignature));
         let stranger = IdentityKey::generate(&mut TestRng::new(9)).unwrap();
         assert!(matches!(check(&body(&stranger), &stranger, &member), Err(E::NotAMember(_))));
@@ -416,9 +428,9 @@ mod tests {
         let key = key();
         let body = body(&key);
         let mut bytes = cbor::to_vec(&body);
-        // A map of 13 entries becomes one of 14, with an unknown key 99.
-        assert_eq!(bytes[0], 0xad);
-        bytes[0] = 0xae;
+        // A map of less than 23 entries gets one more, with an unknown key 99.
+        assert_eq!(bytes[0] >> 5, 5);
+        bytes[0] += 1;
         bytes.extend_from_slice(&[0x18, 99, 0x82, 1, 2]);
         assert_eq!(cbor::from_slice::<DescriptorBody>(&bytes).unwrap(), body);
         bytes.push(0);

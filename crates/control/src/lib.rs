@@ -14,12 +14,14 @@ pub mod descriptor;
 pub mod directory;
 pub mod identity;
 pub mod join_code;
+pub mod link_state;
 pub mod membership;
 pub mod network;
 mod noise;
 pub mod psk;
 pub mod registry;
 pub mod revocation;
+pub mod route_approval;
 #[cfg(test)]
 mod testing;
 pub mod token;

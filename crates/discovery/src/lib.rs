@@ -5,3 +5,5 @@
 //! messages, routes and events come out. Deliberately not here: what a record
 //! may say and who signed it (`warren-control`), probing of paths
 //! (`warren-proto`), connections (`warren-node`).
+
+pub mod routing;

@@ -44,6 +44,7 @@ fn body(key: &IdentityKey, name: &str, sequence: u64) -> DescriptorBody {
         chain: vec![],
         left: false,
         admin: false,
+        routes: vec![],
     }
 }
 

@@ -341,6 +341,7 @@ pub(super) fn own_descriptor(
         addresses: member.addresses.clone(),
         clients: clients.collect(),
         endpoints: endpoints.to_vec(),
+        routes: Vec::new(),
     }
 }
 

@@ -7,8 +7,8 @@
 //! the pre-shared key of a link is that of its last control connection.
 //! Deliberately not here: sending, timers, and who may be a member.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +21,9 @@ use crate::config::PostQuantum;
 use crate::store::StoredClient;
 
 /// Members up to which every link is kept up, so that `warren status` shows
-/// measured figures; in larger networks links sleep until there is traffic.
+/// measured figures; in larger networks links sleep until there is traffic, all
+/// but those to the neighbours of the control transport: others are reached over
+/// them.
 const HOLD_UP_TO: usize = 64;
 
 /// Who has a link key.
@@ -53,6 +55,18 @@ pub(super) struct Mesh {
     contacts: HashMap<NodeId, Contact>,
     clients: Vec<StoredClient>,
     owners: HashMap<LinkPublicKey, Owner>,
+    /// Members by overlay IPv6 address, as routes name them.
+    places: HashMap<Ipv6Addr, NodeId>,
+    /// Whom the control transport stays connected to.
+    neighbours: BTreeSet<NodeId>,
+}
+
+/// The overlay IPv6 address of a member, by which routes name it.
+pub(super) fn place(view: &NodeView) -> Option<Ipv6Addr> {
+    view.addresses.iter().find_map(|address| match address {
+        IpAddr::V6(v6) => Some(*v6),
+        IpAddr::V4(_) => None,
+    })
 }
 
 fn host(address: IpAddr) -> IpNet {
@@ -76,6 +90,8 @@ impl Mesh {
             contacts: HashMap::new(),
             clients,
             owners,
+            places: HashMap::new(),
+            neighbours: BTreeSet::new(),
         }
     }
 
@@ -88,7 +104,14 @@ impl Mesh {
             return None;
         }
         let key = view.descriptor.body.link_key;
+        let place_now = place(&view);
         let former = self.members.insert(id, view);
+        if let Some(old) = former.as_deref().and_then(place).filter(|old| Some(*old) != place_now)
+            && self.places.get(&old) == Some(&id)
+        {
+            self.places.remove(&old);
+        }
+        self.places.extend(place_now.map(|place| (place, id)));
         let old_key = former.as_ref().map(|f| f.descriptor.body.link_key).filter(|k| *k != key);
         if let Some(old) = old_key {
             self.owners.remove(&old);
@@ -100,9 +123,21 @@ impl Mesh {
     /// Forgets a member; its link key if it was known.
     pub(super) fn forget(&mut self, id: NodeId) -> Option<LinkPublicKey> {
         self.contacts.remove(&id);
-        let key = self.members.remove(&id)?.descriptor.body.link_key;
+        let view = self.members.remove(&id)?;
+        if let Some(place) = place(&view).filter(|place| self.places.get(place) == Some(&id)) {
+            self.places.remove(&place);
+        }
+        let key = view.descriptor.body.link_key;
         self.owners.remove(&key);
         Some(key)
+    }
+
+    /// Takes over whom the control transport stays connected to; those for whom
+    /// that is news either way.
+    pub(super) fn set_neighbours(&mut self, neighbours: BTreeSet<NodeId>) -> Vec<NodeId> {
+        let changed = self.neighbours.symmetric_difference(&neighbours).copied().collect();
+        self.neighbours = neighbours;
+        changed
     }
 
     /// A control connection came up.
@@ -208,7 +243,9 @@ impl Mesh {
             endpoint: contact.remote.or_else(|| body.endpoints.first().copied()),
             allowed: view.addresses.iter().chain(clients).map(|a| host(*a)).collect(),
             persistent_keepalive: None,
-            hold: contact.connected && contact.settled && self.members.len() <= HOLD_UP_TO,
+            hold: contact.connected
+                && contact.settled
+                && (self.members.len() <= HOLD_UP_TO || self.neighbours.contains(&id)),
         })
     }
 }

@@ -263,6 +263,11 @@ impl Daemon {
                 self.mesh.disconnected(node);
                 self.update_peer(node);
             }
+            ControlEvent::Neighbours(neighbours) => {
+                for id in self.mesh.set_neighbours(neighbours) {
+                    self.update_peer(id);
+                }
+            }
             ControlEvent::DirectoryChanged(changes) => {
                 for change in changes {
                     self.handle_change(change);

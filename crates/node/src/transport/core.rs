@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use warren_control::descriptor::DESCRIPTOR_LIFE;
 use warren_control::network::NetworkParameters;
 use warren_control::wire::{Hello, Message};
-use warren_types::{NodeId, NodeName, PresharedKey};
+use warren_types::{NodeId, NodeName, PresharedKey, mesh_node};
 
 use self::gossip::digest;
 pub(crate) use self::messages::{Command, Input, Outgoing, Target, Verdict};
@@ -105,6 +105,12 @@ pub(crate) struct Core {
     /// Who answered at a bootstrap address.
     answered: HashMap<SocketAddr, NodeId>,
     on_demand: BTreeSet<NodeId>,
+    /// Who can be reached over others, and how that is written.
+    detours: HashMap<NodeId, SocketAddr>,
+    /// Attempts that want to be told when a detour appears.
+    late: HashMap<NodeId, oneshot::Sender<SocketAddr>>,
+    /// Whom we stay connected to without any traffic, as told last.
+    neighbours: BTreeSet<NodeId>,
     started: Instant,
     stale: bool,
     unsaved: Option<Instant>,
@@ -127,6 +133,9 @@ impl Core {
             hints: HashMap::new(),
             answered: HashMap::new(),
             on_demand: BTreeSet::new(),
+            detours: HashMap::new(),
+            late: HashMap::new(),
+            neighbours: BTreeSet::new(),
             started: now,
             stale: true,
             unsaved: None,
@@ -246,7 +255,7 @@ impl Core {
                 self.release(target);
             }
         }
-        if peer.dialer() {
+        if peer.dialer() && mesh_node(remote(&peer.connection)).is_none() {
             self.hints.entry(node).or_default().insert(remote(&peer.connection));
         }
         if let Some(target) = peer.target {
@@ -376,8 +385,12 @@ impl Core {
                 let schedule = self.schedule.entry(target).or_insert_with(|| Schedule::at(now));
                 if !schedule.busy {
                     schedule.next = now;
+                    // Somebody waits for it: not behind attempts of the
+                    // background.
+                    self.dial(target, now);
                 }
             }
+            Command::SetDetours(detours) => self.set_detours(detours),
             Command::SetOwn(own) => {
                 if self.parts.own != *own {
                     self.parts.own = *own;

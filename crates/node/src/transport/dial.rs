@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use quinn::{ClientConfig, Connection, Endpoint};
 use rand_core::RngCore;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -22,8 +23,8 @@ use crate::random::OsRandom;
 /// Between the starts of attempts to several addresses of one peer.
 pub(crate) const STAGGER: Duration = Duration::from_millis(200);
 
-/// Dials all `addresses`, staggered; the first connection that passes `check`
-/// wins.
+/// Dials all `addresses`, staggered, and one more at once if `late` names it
+/// meanwhile; the first connection that passes `check` wins.
 ///
 /// # Errors
 /// What happened at each address.
@@ -31,6 +32,7 @@ pub(crate) async fn race<T, C>(
     endpoint: &Endpoint,
     config: &ClientConfig,
     addresses: &[SocketAddr],
+    mut late: oneshot::Receiver<SocketAddr>,
     wait: Duration,
     check: C,
 ) -> Result<(Connection, T), Vec<(SocketAddr, Failure)>>
@@ -39,27 +41,41 @@ where
     C: Fn(&Connection) -> Result<T, Failure> + Send + Sync + 'static,
 {
     let check = Arc::new(check);
-    let mut attempts = JoinSet::new();
-    for (n, address) in addresses.iter().copied().enumerate() {
+    let attempt = |n: usize, address: SocketAddr| {
         let (endpoint, config, check) = (endpoint.clone(), config.clone(), check.clone());
-        attempts.spawn(async move {
+        async move {
             sleep(STAGGER * u32::try_from(n).unwrap_or(u32::MAX)).await;
             let result = timeout(wait, one(&endpoint, config, address, check.as_ref())).await;
             let result = result.unwrap_or_else(|_| {
                 Err(Failure::Ended { reason: "no answer".into(), refused: false })
             });
             (address, result)
-        });
+        }
+    };
+    let mut attempts = JoinSet::new();
+    for (n, address) in addresses.iter().copied().enumerate() {
+        attempts.spawn(attempt(n, address));
     }
     let mut failures = Vec::new();
-    while let Some(done) = attempts.join_next().await {
+    let mut may_come = true;
+    loop {
+        let done = tokio::select! {
+            done = attempts.join_next() => done,
+            named = &mut late, if may_come => {
+                may_come = false;
+                if let Ok(address) = named {
+                    attempts.spawn(attempt(0, address));
+                }
+                continue;
+            }
+        };
         match done {
-            Ok((_, Ok(won))) => return Ok(won),
-            Ok((address, Err(failure))) => failures.push((address, failure)),
-            Err(_) => {}
+            Some(Ok((_, Ok(won)))) => return Ok(won),
+            Some(Ok((address, Err(failure)))) => failures.push((address, failure)),
+            Some(Err(_)) => {}
+            None => return Err(failures),
         }
     }
-    Err(failures)
 }
 
 async fn one<T>(

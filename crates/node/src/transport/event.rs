@@ -1,5 +1,6 @@
 //! What the control transport tells the daemon.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -113,6 +114,9 @@ pub enum ControlEvent {
         /// Why, for people.
         reason: String,
     },
+    /// Whom the transport stays connected to without any traffic: links to them
+    /// are to be held, for the network hangs together by them.
+    Neighbours(BTreeSet<NodeId>),
     /// Members came, changed or went.
     DirectoryChanged(Vec<DirectoryChange>),
     /// We admitted a node.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::{Connection, Endpoint, TokioRuntime};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 use warren_control::ca;
 use warren_control::descriptor::SignedDescriptor;
@@ -171,9 +172,11 @@ async fn exchange(
     let expected = code.clone();
     let check = move |connection: &Connection| check_inviter(connection, &expected, now);
     let wait = options.timing.handshake;
-    let (connection, (root, inviter)) = dial::race(endpoint, &config, &code.endpoints, wait, check)
-        .await
-        .map_err(|failures| explain(&code.endpoints, failures))?;
+    // Nobody relays for who is no member yet.
+    let (_, late) = oneshot::channel();
+    let raced = dial::race(endpoint, &config, &code.endpoints, late, wait, check).await;
+    let (connection, (root, inviter)) =
+        raced.map_err(|failures| explain(&code.endpoints, failures))?;
     let request = Message::JoinRequest(JoinRequest {
         token: code.token.clone(),
         name: options.name.clone(),

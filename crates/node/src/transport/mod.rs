@@ -34,6 +34,7 @@ mod shared;
 mod socket;
 mod tls;
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -242,6 +243,11 @@ impl ControlHandle {
     /// Connects to whatever member answers at an address.
     pub async fn connect_endpoint(&self, address: SocketAddr) {
         self.command(Command::Connect(Target::Endpoint(address))).await;
+    }
+
+    /// Tells who can be reached over others, and the mesh address for it.
+    pub async fn set_detours(&self, detours: HashMap<NodeId, SocketAddr>) {
+        self.command(Command::SetDetours(detours)).await;
     }
 
     /// Publishes a new descriptor if anything changed.

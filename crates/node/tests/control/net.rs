@@ -306,6 +306,7 @@ impl Plan {
             addresses: self.addresses(),
             clients: vec![],
             endpoints: if self.hidden { vec![] } else { vec![address] },
+            routes: vec![],
         };
         let id = self.key.id();
         let config = ControlConfig {

@@ -5,11 +5,13 @@
 //! keep the network in one piece. Deliberately not here: the attempt itself
 //! (`dial`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use quinn::Connection;
+use tokio::sync::oneshot;
+use warren_control::address::is_underlay;
 use warren_control::descriptor::MAX_ENDPOINTS;
 use warren_control::membership::Membership;
 use warren_types::NodeId;
@@ -35,20 +37,44 @@ impl Core {
         }
     }
 
-    /// Whom we want to be connected to.
-    pub(super) fn wanted(&self) -> BTreeSet<NodeId> {
+    /// Whom we want to be connected to: neighbours, and with them those we
+    /// connect to for the traffic there is.
+    pub(super) fn wanted(&self) -> (BTreeSet<NodeId>, BTreeSet<NodeId>) {
         let directory = self.shared.directory();
         let own = self.shared.id();
         let all: Vec<NodeId> = directory.views().map(|v| v.id()).filter(|id| *id != own).collect();
-        let mut wanted: BTreeSet<NodeId> = if all.len() <= FULL_MESH {
+        let neighbours: BTreeSet<NodeId> = if all.len() <= FULL_MESH {
             all.iter().copied().collect()
         } else {
             neighbours(own, &all).collect()
         };
+        let mut wanted = neighbours.clone();
         wanted.extend(self.on_demand.iter().copied().filter(|id| {
             all.binary_search(id).is_ok() || matches!(directory.membership(), Membership::Key(_))
         }));
-        wanted
+        (neighbours, wanted)
+    }
+
+    /// Takes over who can be reached over others. Whoever could not be reached
+    /// so far is tried at once.
+    pub(super) fn set_detours(&mut self, detours: HashMap<NodeId, SocketAddr>) {
+        let now = Instant::now();
+        for (node, address) in &detours {
+            if self.detours.contains_key(node) || self.peers.contains_key(node) {
+                continue;
+            }
+            if let Some(waiting) = self.late.remove(node) {
+                // The attempt may just have ended; then it is tried again.
+                let _ended = waiting.send(*address);
+            }
+            if let Some(schedule) = self.schedule.get_mut(&Target::Node(*node))
+                && !schedule.busy
+                && schedule.failures > 0
+            {
+                schedule.next = now;
+            }
+        }
+        self.detours = detours;
     }
 
     pub(super) fn addresses(&self, node: NodeId) -> Vec<SocketAddr> {
@@ -58,15 +84,38 @@ impl Core {
             list.extend(view.descriptor.body.endpoints.iter().copied());
         }
         let mut seen = BTreeSet::new();
-        list.retain(|a| seen.insert(*a) && !self.is_ours(a));
+        list.retain(|a| seen.insert(*a) && !self.is_ours(a) && self.may_dial(*a));
         list.truncate(MAX_ENDPOINTS);
         list
+    }
+
+    /// Addresses to dial: where the node may be itself, and the way over
+    /// others from the second place on, so that it serves as soon as the best
+    /// direct one does not.
+    fn candidates(&self, node: NodeId) -> Vec<SocketAddr> {
+        let mut list = self.addresses(node);
+        if let Some(detour) = self.detours.get(&node) {
+            list.insert(list.len().min(1), *detour);
+        }
+        list
+    }
+
+    /// Others may say anything of where a node is. On a machine whose own
+    /// endpoint is loopback (a test of several nodes on one), loopback is fine.
+    fn may_dial(&self, address: SocketAddr) -> bool {
+        let local = address.ip().to_canonical().is_loopback()
+            && self.parts.own.endpoints.iter().any(|e| e.ip().is_loopback());
+        local || is_underlay(self.parts.network.id, address)
     }
 
     pub(super) fn dial_due(&mut self) {
         let now = Instant::now();
         if std::mem::take(&mut self.stale) {
-            let wanted = self.wanted();
+            let (neighbours, wanted) = self.wanted();
+            if neighbours != self.neighbours {
+                self.emit(ControlEvent::Neighbours(neighbours.clone()));
+                self.neighbours = neighbours;
+            }
             let fresh = now.duration_since(self.started) < Duration::from_secs(5);
             let (own, timing) = (self.shared.id(), self.shared.timing);
             for node in &wanted {
@@ -131,7 +180,7 @@ impl Core {
     pub(super) fn dial(&mut self, target: Target, now: Instant) {
         let timing = self.shared.timing;
         let (expected, addresses) = match target {
-            Target::Node(node) => (Some(node), self.addresses(node)),
+            Target::Node(node) => (Some(node), self.candidates(node)),
             Target::Endpoint(address) if self.is_ours(&address) => (None, Vec::new()),
             Target::Endpoint(address) => (None, vec![address]),
         };
@@ -149,6 +198,10 @@ impl Core {
         }
         schedule.busy = true;
         self.attempts.insert(target);
+        let (tell, late) = oneshot::channel();
+        if let Some(node) = expected.filter(|node| !self.detours.contains_key(node)) {
+            self.late.insert(node, tell);
+        }
         let (shared, endpoint, config) =
             (self.shared.clone(), self.parts.endpoint.clone(), self.parts.client.clone());
         tokio::spawn(async move {
@@ -156,7 +209,8 @@ impl Core {
             let check = move |connection: &Connection| {
                 checker.authenticate(connection, expected).map_err(Failure::Refused)
             };
-            let won = dial::race(&endpoint, &config, &addresses, timing.handshake, check).await;
+            let won =
+                dial::race(&endpoint, &config, &addresses, late, timing.handshake, check).await;
             let failure = match won {
                 Ok((connection, identity)) => {
                     session::run(shared.clone(), connection, Some(target), identity, None)
@@ -179,6 +233,9 @@ impl Core {
     ) {
         let (now, timing) = (Instant::now(), self.shared.timing);
         self.attempts.remove(&target);
+        if let Target::Node(node) = target {
+            self.late.remove(&node);
+        }
         let held = self.peers.values().any(|p| p.target == Some(target));
         let Some(schedule) = self.schedule.get_mut(&target) else { return };
         if held {

@@ -212,6 +212,7 @@ impl Core {
             chain: self.parts.chain.clone(),
             left,
             admin: self.parts.admin.is_some(),
+            routes: own.routes.clone(),
         }
     }
 }

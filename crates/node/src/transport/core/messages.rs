@@ -1,5 +1,6 @@
 //! What the core is told and asked, and what it tells sessions.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +51,8 @@ pub struct OwnDescriptor {
     pub clients: Vec<ClientRecord>,
     /// Where we can be reached, best first; at most 16 are published.
     pub endpoints: Vec<SocketAddr>,
+    /// Prefixes behind us that we offer.
+    pub routes: Vec<ipnet::IpNet>,
 }
 
 /// One control connection, for status.
@@ -69,6 +72,8 @@ pub struct ConnectionInfo {
 pub(crate) enum Command {
     Connect(Target),
     SetOwn(Box<OwnDescriptor>),
+    /// Who is reached over others, and the mesh address for it.
+    SetDetours(HashMap<NodeId, SocketAddr>),
     Invite {
         life: u64,
         uses: u32,

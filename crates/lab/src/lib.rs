@@ -3,6 +3,7 @@
 //!
 //! - [`topology`]: hosts and the links between them.
 //! - [`process`]: a `warren` daemon on a host.
+//! - [`nat`]: what routers do to addresses, seeded and virtual.
 //! - [`netem`]: what a wide-area path does to packets, seeded and virtual.
 //! - [`wan`]: hosts joined by such paths between the regions of the world.
 //! - [`stock`]: unmodified WireGuard programs on hosts.
@@ -14,6 +15,7 @@
 //! root and, in a user namespace, without.
 
 pub mod bench;
+pub mod nat;
 pub mod netem;
 pub mod process;
 pub mod stock;

@@ -191,7 +191,7 @@ fn with_checksum(frame: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// RFC 1071: the sum of big-endian words, not folded yet.
-fn sum(bytes: &[u8]) -> u64 {
+pub(super) fn sum(bytes: &[u8]) -> u64 {
     let mut words = bytes.chunks_exact(4);
     let total: u64 = words
         .by_ref()
@@ -202,7 +202,7 @@ fn sum(bytes: &[u8]) -> u64 {
     total + u64::from(u32::from_be_bytes(last))
 }
 
-fn fold(mut sum: u64) -> u16 {
+pub(super) fn fold(mut sum: u64) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }

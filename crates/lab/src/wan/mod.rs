@@ -14,12 +14,17 @@
 //! other; the fates of packets follow from the seed and their order on each
 //! link. Dropping [`Wan`] ends the threads and removes the interfaces.
 //!
-//! Deliberately not here: name resolution, routers that answer (no ICMP), and
-//! address translation; the place for the latter is `World::route`,
-//! which every packet passes once.
+//! A host may be behind a router that translates its addresses
+//! ([`Attachment::nat`], [`Wan::attach_beside`]) and behind a firewall
+//! ([`Wan::set_firewall`]); both change while traffic flows too, as links do
+//! ([`Wan::change`], [`Wan::partition`], [`Wan::heal`], [`Wan::forget`]).
+//!
+//! Deliberately not here: name resolution, and routers that answer (no ICMP).
 
 mod frame;
+mod gate;
 mod regions;
+mod translate;
 mod world;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -27,12 +32,15 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use ipnet::IpNet;
-use warren_os::netlink::{LinkSettings, NetlinkError};
+use warren_os::netlink::{LinkSettings, NetlinkError, Route};
 use warren_os::netns::{NamespaceError, NetNamespace};
 use warren_os::tun::{Tun, TunError, TunOffloads};
 use warren_os::wait::Waker;
 
-use crate::netem::{Counters, Profile, ProfileError};
+use crate::nat::{self, Behaviour, Nat};
+use crate::netem::{Counters, Dice, Profile, ProfileError};
+pub use gate::{Firewall, Reach};
+use gate::{Gate, INSIDE_NET, INSIDE_ROUTER};
 pub use regions::Region;
 use world::{Port, World};
 
@@ -73,6 +81,9 @@ pub enum WanError {
     /// A host number that was not given out.
     #[error("the WAN has no host {0}")]
     NoSuchHost(usize),
+    /// A host that is not behind a router, or too many behind one.
+    #[error("host {0} is behind no router, or that has no room")]
+    NoRouter(usize),
 }
 
 /// A host on the WAN; valid for the [`Wan`] that gave it out.
@@ -80,7 +91,8 @@ pub enum WanError {
 pub struct WanHost(usize);
 
 impl WanHost {
-    /// The host's IPv4 address on the WAN.
+    /// The host's IPv4 address on the WAN; of the first host behind a router,
+    /// that router's outside address.
     #[must_use]
     pub fn ipv4(self) -> Ipv4Addr {
         let [a, b, ..] = IPV4_NET.0.octets();
@@ -108,17 +120,21 @@ pub struct Attachment {
     pub region: Option<Region>,
     /// MTU of the interface, bytes; IPv6 needs 1280.
     pub mtu: u32,
+    /// The router it is behind, if any: the host then has an inside address
+    /// ([`Wan::inside`]), which is the same behind every router, and no IPv6.
+    pub nat: Option<Behaviour>,
 }
 
 impl Default for Attachment {
     fn default() -> Self {
-        Self { region: None, mtu: 1500 }
+        Self { region: None, mtu: 1500, nat: None }
     }
 }
 
 /// The emulator. See the module's description.
 #[derive(Debug)]
 pub struct Wan {
+    seed: u64,
     world: Arc<World>,
     waker: Waker,
     threads: Vec<JoinHandle<()>>,
@@ -130,7 +146,8 @@ impl Wan {
     /// # Errors
     /// When the process has no descriptors left.
     pub fn new(seed: u64) -> Result<Self, WanError> {
-        Ok(Self { world: Arc::new(World::new(seed)), waker: Waker::new()?, threads: Vec::new() })
+        let world = Arc::new(World::new(seed));
+        Ok(Self { seed, world, waker: Waker::new()?, threads: Vec::new() })
     }
 
     /// Gives a namespace an interface into the WAN, with one IPv4 and one IPv6
@@ -145,6 +162,40 @@ impl Wan {
         attachment: Attachment,
     ) -> Result<WanHost, WanError> {
         let host = WanHost(self.world.len());
+        let gate = attachment.nat.map(|behaviour| {
+            let seed = Dice::labelled(self.seed, u64::MAX - host.0 as u64).next_u64();
+            Arc::new(Gate::new(host.ipv4(), Nat::new(behaviour, seed)))
+        });
+        let outside: Vec<IpAddr> = match &gate {
+            Some(gate) => vec![gate.outside.into()],
+            None => vec![host.ipv4().into(), host.ipv6().into()],
+        };
+        self.connect(namespace, attachment, gate, &outside)
+    }
+
+    /// Attaches a host behind the router of another one, with an inside
+    /// address of its own; `attachment.nat` is not looked at.
+    ///
+    /// # Errors
+    /// As [`Wan::attach`], and when the other is not behind a router.
+    pub fn attach_beside(
+        &mut self,
+        namespace: &NetNamespace,
+        other: WanHost,
+        attachment: Attachment,
+    ) -> Result<WanHost, WanError> {
+        let gate = self.gate(other)?;
+        self.connect(namespace, attachment, Some(gate), &[])
+    }
+
+    fn connect(
+        &mut self,
+        namespace: &NetNamespace,
+        attachment: Attachment,
+        gate: Option<Arc<Gate>>,
+        outside: &[IpAddr],
+    ) -> Result<WanHost, WanError> {
+        let host = WanHost(self.world.len());
         let tun = namespace.run(|| Tun::open(INTERFACE, 1))??;
         let mut netlink = namespace.netlink()?;
         let index = netlink.link_index(tun.name())?;
@@ -155,21 +206,72 @@ impl Wan {
             ..LinkSettings::default()
         };
         netlink.configure_link(index, &settings)?;
-        let addresses: [IpNet; 2] =
-            [net(host.ipv4().into(), IPV4_NET.1), net(host.ipv6().into(), IPV6_NET.1)];
-        for address in addresses {
-            netlink.add_address(index, address)?;
+        match &gate {
+            Some(gate) => {
+                let inside = gate.admit(host.0).ok_or(WanError::NoRouter(host.0))?;
+                netlink.add_address(index, net(inside.into(), INSIDE_NET.1))?;
+                let everywhere = net(Ipv4Addr::UNSPECIFIED.into(), 0);
+                let mut route = Route::direct(everywhere, index);
+                route.gateway = Some(INSIDE_ROUTER.into());
+                netlink.add_route(&route)?;
+            }
+            None => {
+                for address in outside {
+                    let length = if address.is_ipv4() { IPV4_NET.1 } else { IPV6_NET.1 };
+                    netlink.add_address(index, net(*address, length))?;
+                }
+            }
         }
         let offloads = tun.offloads();
         let queue = tun.into_queues().remove(0);
-        let port = Port::new(queue, offloads, attachment.region, namespace.clone());
-        self.world.add(port, &addresses.map(|address| address.addr()))?;
+        let port = Port::new(queue, offloads, attachment.region, namespace.clone(), gate);
+        self.world.add(port, outside)?;
         let (world, waker) = (self.world.clone(), self.waker.clone());
         let thread = std::thread::Builder::new()
             .name(format!("wan-{}", host.0))
             .spawn(move || world.serve(host.0, &waker))?;
         self.threads.push(thread);
         Ok(host)
+    }
+
+    /// The address a host has on its own interface: behind a router its inside
+    /// address.
+    ///
+    /// # Errors
+    /// When there is no such host.
+    pub fn inside(&self, host: WanHost) -> Result<Ipv4Addr, WanError> {
+        let port = self.world.port(host.0)?;
+        let inside = port.gate.as_ref().and_then(|gate| gate.address_of(host.0));
+        Ok(inside.unwrap_or(host.ipv4()))
+    }
+
+    /// Puts a firewall in front of a host, or with the default takes it away.
+    ///
+    /// # Errors
+    /// When there is no such host.
+    pub fn set_firewall(&self, host: WanHost, firewall: Firewall) -> Result<(), WanError> {
+        self.world.set_firewall(host.0, firewall)
+    }
+
+    /// Makes the router of a host forget all mappings, as when it restarts.
+    ///
+    /// # Errors
+    /// When the host is behind no router.
+    pub fn forget(&self, host: WanHost) -> Result<(), WanError> {
+        self.gate(host)?.nat().forget();
+        Ok(())
+    }
+
+    /// What the router of a host has done.
+    ///
+    /// # Errors
+    /// When the host is behind no router.
+    pub fn nat_counters(&self, host: WanHost) -> Result<nat::Counters, WanError> {
+        Ok(self.gate(host)?.nat().counters())
+    }
+
+    fn gate(&self, host: WanHost) -> Result<Arc<Gate>, WanError> {
+        self.world.port(host.0)?.gate.clone().ok_or(WanError::NoRouter(host.0))
     }
 
     /// Gives a host a further address, as when it moves to another network.
@@ -244,6 +346,32 @@ impl Wan {
         Ok(())
     }
 
+    /// Cuts all links between hosts of different groups. Hosts that are in no
+    /// group, and links that were cut before, stay as they are.
+    ///
+    /// # Errors
+    /// When there is no such host.
+    pub fn partition(&self, groups: &[&[WanHost]]) -> Result<(), WanError> {
+        for (i, group) in groups.iter().enumerate() {
+            for other in &groups[i + 1..] {
+                for a in *group {
+                    for b in *other {
+                        self.change(*a, *b, |link| link.cut = true)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Mends every cut link.
+    ///
+    /// # Errors
+    /// As [`Wan::change`].
+    pub fn heal(&self) -> Result<(), WanError> {
+        self.change_all(|link| link.cut = false)
+    }
+
     /// What one direction of a link is set to.
     ///
     /// # Errors
@@ -311,5 +439,7 @@ fn net(address: IpAddr, length: u8) -> IpNet {
     IpNet::new_assert(address, length)
 }
 
+#[cfg(test)]
+mod gate_tests;
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,10 @@ use warren_os::udp::{RecvBatch, Transmit, UdpSocket as BatchSocket};
 const MS: Duration = Duration::from_millis(1);
 
 /// A world of hosts with real interfaces; says loudly when there can be none.
-fn world(seed: u64, attachments: &[Attachment]) -> Option<(Wan, Vec<(NetNamespace, WanHost)>)> {
+pub(super) fn world(
+    seed: u64,
+    attachments: &[Attachment],
+) -> Option<(Wan, Vec<(NetNamespace, WanHost)>)> {
     let made = (|| {
         let mut wan = Wan::new(seed)?;
         let mut hosts = Vec::new();
@@ -39,7 +42,7 @@ fn pair(seed: u64) -> Option<(Wan, [(NetNamespace, WanHost); 2])> {
     Some((wan, hosts.try_into().ok()?))
 }
 
-fn bind(namespace: &NetNamespace, address: impl Into<IpAddr>) -> UdpSocket {
+pub(super) fn bind(namespace: &NetNamespace, address: impl Into<IpAddr>) -> UdpSocket {
     let address = address.into();
     let socket = namespace.run(|| UdpSocket::bind((address, 0)).unwrap()).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
@@ -85,12 +88,17 @@ fn regions_are_as_far_apart_as_the_table_says() {
 
 /// Sends super-packets from one host to the other and checks what comes;
 /// returns datagrams and the trains they came in.
-fn trains(wan: &[(NetNamespace, WanHost); 2], v6: bool, rounds: usize) -> (usize, usize) {
+pub(super) fn trains(
+    wan: &[(NetNamespace, WanHost); 2],
+    v6: bool,
+    rounds: usize,
+) -> (usize, usize) {
     let [a, b] = wan;
     let (from, to): (IpAddr, IpAddr) = if v6 {
         (a.1.ipv6().into(), b.1.ipv6().into())
     } else {
-        (a.1.ipv4().into(), b.1.ipv4().into())
+        // Whatever address it has behind a router.
+        (Ipv4Addr::UNSPECIFIED.into(), b.1.ipv4().into())
     };
     let sender = a.0.run(|| BatchSocket::bind((from, 0).into(), false).unwrap()).unwrap();
     let receiver = b.0.run(|| BatchSocket::bind((to, 0).into(), false).unwrap()).unwrap();
@@ -202,7 +210,7 @@ fn pattern(place: usize) -> u8 {
 }
 
 /// Sends `length` bytes over TCP, checks them, returns bits per second.
-fn transfer(hosts: &[(NetNamespace, WanHost); 2], v6: bool, length: usize) -> f64 {
+pub(super) fn transfer(hosts: &[(NetNamespace, WanHost); 2], v6: bool, length: usize) -> f64 {
     let [(near, _), (far, b)] = hosts;
     let to: IpAddr = if v6 { b.ipv6().into() } else { b.ipv4().into() };
     let listener = far.run(|| TcpListener::bind((to, 0)).unwrap()).unwrap();

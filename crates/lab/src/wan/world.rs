@@ -15,6 +15,7 @@ use warren_os::wait::{Ready, Waker, wait_readable_for};
 
 use super::WanError;
 use super::frame::{Facts, fragment, split};
+use super::gate::{Firewall, Gate, Way};
 use super::regions::Region;
 use crate::netem::{Dice, Netem, Profile};
 
@@ -36,6 +37,8 @@ pub(super) struct Port {
     pub(super) offloads: TunOffloads,
     region: Option<Region>,
     pub(super) namespace: NetNamespace,
+    /// The router it is behind.
+    pub(super) gate: Option<Arc<Gate>>,
 }
 
 impl Port {
@@ -44,8 +47,9 @@ impl Port {
         offloads: TunOffloads,
         region: Option<Region>,
         namespace: NetNamespace,
+        gate: Option<Arc<Gate>>,
     ) -> Self {
-        Self { queue, offloads, region, namespace }
+        Self { queue, offloads, region, namespace, gate }
     }
 }
 
@@ -77,7 +81,10 @@ impl Watch {
 #[derive(Debug, Clone, Default)]
 struct Map {
     ports: Vec<Arc<Port>>,
+    /// A router's outside address belongs to the first host behind it.
     addresses: HashMap<IpAddr, usize>,
+    /// Of each host, if any.
+    firewalls: Vec<Option<Arc<Firewall>>>,
     /// By sender, then receiver.
     links: Vec<Vec<Arc<Link>>>,
     watch: Option<Arc<Watch>>,
@@ -121,6 +128,7 @@ impl World {
                 regions.enumerate().map(|(to, other)| link(new, to, port.region, other)).collect();
             map.links.push(row?);
             map.ports.push(Arc::new(port));
+            map.firewalls.push(None);
             for address in addresses {
                 if map.addresses.insert(*address, new).is_some() {
                     return Err(WanError::Address(*address));
@@ -197,10 +205,43 @@ impl World {
         })
     }
 
-    /// Where a packet that host `from` sent goes. Every packet passes here
-    /// once, which is where address translation belongs.
-    fn route(map: &Map, _from: usize, facts: &Facts) -> Option<usize> {
+    pub(super) fn set_firewall(&self, host: usize, firewall: Firewall) -> Result<(), WanError> {
+        self.port(host)?;
+        self.update(|map| {
+            let some = firewall != Firewall::default();
+            map.firewalls[host] = some.then(|| Arc::new(firewall.clone()));
+            Ok(())
+        })
+    }
+
+    /// Where a packet that host `from` sent goes; what leaves a router is
+    /// translated on the occasion. Every packet passes here once.
+    fn route(map: &Map, from: usize, facts: &Facts, frame: &mut [u8]) -> Option<usize> {
+        if let Some(firewall) = &map.firewalls[from]
+            && !firewall.passes(frame, true)
+        {
+            return None;
+        }
+        if let Some(gate) = &map.ports[from].gate
+            && let Way::Inside(to) = gate.leave(frame, facts.destination, Instant::now())?
+        {
+            return Some(to);
+        }
         map.addresses.get(&facts.destination).copied()
+    }
+
+    /// The host that gets a packet which arrived at host `to` or the router in
+    /// front of it.
+    fn admit(map: &Map, from: usize, to: usize, frame: &mut [u8]) -> Option<usize> {
+        let host = match &map.ports[to].gate {
+            Some(gate) => {
+                let same = map.ports[from].gate.as_ref().is_some_and(|own| Arc::ptr_eq(own, gate));
+                if same { to } else { gate.enter(frame, Instant::now())? }
+            }
+            None => to,
+        };
+        let welcome = map.firewalls[host].as_ref().is_none_or(|wall| wall.passes(frame, false));
+        welcome.then_some(host)
     }
 
     /// Moves the packets that host `from` sends until the waker is used or
@@ -216,7 +257,7 @@ impl World {
                 match port.queue.read(&mut buffer) {
                     Ok(length) => {
                         idle = false;
-                        Self::send(&map, from, &buffer[..length]);
+                        Self::send(&map, from, &mut buffer[..length]);
                     }
                     Err(error) if error.raw_os_error() == Some(EBADFD) => return,
                     Err(_) => break,
@@ -238,9 +279,9 @@ impl World {
     }
 
     /// Puts a frame on its link.
-    fn send(map: &Map, from: usize, frame: &[u8]) {
+    fn send(map: &Map, from: usize, frame: &mut [u8]) {
         let Some(facts) = Facts::read(frame) else { return };
-        let Some(to) = Self::route(map, from, &facts) else { return };
+        let Some(to) = Self::route(map, from, &facts, frame) else { return };
         if let Some(watch) = &map.watch {
             watch.look(frame);
         }
@@ -276,10 +317,11 @@ impl World {
                 }
                 next = next.into_iter().chain(link.poll_timeout()).min();
             }
-            for frame in due.drain(..) {
+            for mut frame in due.drain(..) {
+                let Some(host) = Self::admit(map, from, to, &mut frame) else { continue };
                 // A host whose interface is down or whose queue is full loses
                 // packets, as hosts do.
-                let _: io::Result<()> = map.ports[to].queue.write(&frame);
+                let _: io::Result<()> = map.ports[host].queue.write(&frame);
             }
         }
         next

@@ -90,7 +90,7 @@ impl Mesh {
 
 /// Two hosts a short way apart.
 fn neighbours(mtu: u32) -> [(&'static str, Attachment); 2] {
-    let at = |region| Attachment { region: Some(region), mtu };
+    let at = |region| Attachment { region: Some(region), mtu, ..Attachment::default() };
     [("london", at(Region::Uk)), ("amsterdam", at(Region::Netherlands))]
 }
 

@@ -7,6 +7,8 @@
 //! - [`netem`]: what a wide-area path does to packets, seeded and virtual.
 //! - [`wan`]: hosts joined by such paths between the regions of the world.
 //! - [`stock`]: unmodified WireGuard programs on hosts.
+//! - [`sessions`]: iperf3 and ssh, watched for pauses and breaks.
+//! - [`pulse`]: a steady beat of datagrams, each accounted for.
 //! - [`traffic`]: streams and echoes that check themselves.
 //! - [`mod@bench`]: Warren beside other VPNs on the same link.
 //!
@@ -18,6 +20,8 @@ pub mod bench;
 pub mod nat;
 pub mod netem;
 pub mod process;
+pub mod pulse;
+pub mod sessions;
 pub mod stock;
 pub mod topology;
 pub mod traffic;

@@ -37,6 +37,8 @@ pub struct NodeSpec {
     pub interface: String,
     /// Further arguments of `up` and `join`.
     pub arguments: Vec<OsString>,
+    /// Further environment variables of the daemon.
+    pub environment: Vec<(OsString, OsString)>,
 }
 
 impl NodeSpec {
@@ -51,6 +53,15 @@ impl NodeSpec {
             arguments.extend(["--suite".into(), suite.to_string().into()]);
         }
         Node::start(self, arguments, patience)
+    }
+
+    /// Starts the daemon as [`NodeSpec::up`] does, but returns at once; see
+    /// [`Node::wait_serves`].
+    ///
+    /// # Errors
+    /// When the binary cannot be started.
+    pub fn launch(self) -> Result<Node> {
+        Node::launch(self, vec!["up".into()])
     }
 
     /// Joins the network of a code and returns once the daemon serves.
@@ -72,16 +83,29 @@ pub struct Node {
 
 impl Node {
     fn start(spec: NodeSpec, first: Vec<OsString>, patience: Duration) -> Result<Self> {
+        let mut node = Self::launch(spec, first)?;
+        node.wait_serves(patience)?;
+        Ok(node)
+    }
+
+    /// Waits until the daemon answers.
+    ///
+    /// # Errors
+    /// When it ends or says nothing of use within `patience`.
+    pub fn wait_serves(&mut self, patience: Duration) -> Result<()> {
+        self.wait_until("serves", patience, |_| true).map(drop)
+    }
+
+    fn launch(spec: NodeSpec, first: Vec<OsString>) -> Result<Self> {
         let mut command = spec.host.command(&spec.binary);
         command.args(first).arg("--state-dir").arg(&spec.state_dir);
         command.arg("--name").arg(&spec.name).arg("--listen").arg(spec.listen.to_string());
         command.arg("--interface").arg(&spec.interface).args(&spec.arguments);
+        command.envs(spec.environment.iter().map(|(name, value)| (name, value)));
         let output = Arc::new(Output::default());
         let child = spawn_collecting(&mut command, &output)
             .with_context(|| format!("cannot start {}", spec.binary.display()))?;
-        let mut node = Self { spec, child, output };
-        node.wait_until("serves", patience, |_| true)?;
-        Ok(node)
+        Ok(Self { spec, child, output })
     }
 
     /// What it was started as.

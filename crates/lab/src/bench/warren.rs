@@ -26,6 +26,7 @@ fn spec(host: &Host, address: IpAddr, programs: &Programs, scratch: &Path) -> Re
         interface: format!("warren-{name}"),
         name,
         arguments: vec![],
+        environment: vec![],
     })
 }
 

@@ -157,6 +157,7 @@ impl Stage {
             name,
             listen: SocketAddr::from(([0u16; 8], PORT)),
             arguments,
+            environment: vec![],
         };
         let node = match code {
             None => spec.up(None, PATIENCE)?,

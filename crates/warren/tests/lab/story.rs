@@ -29,6 +29,7 @@ pub(crate) fn spec(host: &Host, address: IpAddr, scratch: &TemporaryDir) -> Node
         listen: SocketAddr::new(address, 51820),
         interface: format!("w-{}", host.name()),
         arguments: vec![],
+        environment: vec![],
     }
 }
 

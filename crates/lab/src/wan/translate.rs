@@ -52,9 +52,9 @@ impl Flow {
         if header < 20 || more_fragments || offset != 0 {
             return None;
         }
-        let (protocol, needed) = match packet.get(9)? {
-            &TCP => (Protocol::Tcp, 20),
-            &UDP => (Protocol::Udp, 8),
+        let (protocol, needed) = match *packet.get(9)? {
+            TCP => (Protocol::Tcp, 20),
+            UDP => (Protocol::Udp, 8),
             _ => return None,
         };
         let transport = packet.get(header..header + needed)?;

@@ -10,6 +10,7 @@ use warren_proto::link::event::{Outputs, ToEngine};
 use warren_proto::link::frame::Frame;
 use warren_proto::link::peer::PeerLink;
 use warren_proto::link::receive::Receiver;
+use warren_proto::link::relay::{KIND, RelayFrame};
 use warren_proto::link::session::{HEADER_LEN, OVERHEAD, RecvSession, SendSession};
 use warren_proto::link::tables::{Routes, Tables};
 use warren_proto::link::transmit::{TAIL_ROOM, Transmitter};
@@ -133,6 +134,11 @@ impl Outputs for Sink {
     }
 }
 
+/// Overlay address of a node: what relay frames name it by is its last 80 bits.
+fn node(n: u8) -> std::net::Ipv6Addr {
+    std::net::Ipv6Addr::new(0xfd00, 0, 0, 0x0101, 0x0101, 0x0101, 0x0101, 0x0100 + u16::from(n))
+}
+
 struct Worker {
     tables: Tables,
     send: SendSession,
@@ -148,6 +154,7 @@ fn worker(flags: u8) -> Worker {
         let link = PeerLink::new(LinkPublicKey([n; 32]), suite, true);
         link.roam(SocketAddr::from(([192, 0, 2, n], 51820)));
         link.send.store(Some(Arc::new(SendSession::new(suite, 9, &[n; 32], 1, true))));
+        link.set_node(Some(node(n)));
         if flags & 8 != 0 {
             link.path_mtu.store(1200, std::sync::atomic::Ordering::Relaxed);
         }
@@ -156,9 +163,13 @@ fn worker(flags: u8) -> Worker {
     let (first, second) = (peer(1), peer(2));
     let nets = [("10.1.0.0/16", &first), ("fd00:1::/32", &first), ("10.2.0.0/16", &second)];
     let entries = nets.map(|(net, peer)| (net.parse().expect("a prefix"), peer.clone()));
-    let local = vec!["10.0.0.1".parse().expect("an address")];
+    let local = vec!["10.0.0.1".parse().expect("an address"), node(0).into()];
     let tables = Tables::default();
-    tables.routes.store(Arc::new(Routes::new(local, entries)));
+    let routes =
+        Routes::new(local, entries).with_nodes([first.clone(), second.clone()], flags & 32 == 0);
+    tables.routes.store(Arc::new(routes));
+    // What the second peer may send inside relay frames of the first.
+    tables.insert_session(Arc::new(RecvSession::new(suite, 8, &[4; 32], second, 1)));
     tables.insert_session(Arc::new(RecvSession::new(suite, 7, &[3; 32], first, 1)));
     let send = SendSession::new(suite, 7, &[3; 32], 1, true);
     Worker { tables, send, limits, suite }
@@ -193,6 +204,34 @@ pub fn transport(data: &[u8]) {
     }
     receiver.finish(&mut sink);
     receiver.rest(&mut sink);
+}
+
+/// First byte as for [`transport`], bit 3 a small path MTU, bit 5 a node that
+/// is no relay; the rest is a relay frame without its first byte, and comes
+/// twice in a row.
+pub fn relay_frame(data: &[u8]) {
+    let Some((&flags, rest)) = data.split_first() else { return };
+    let frame = [&[KIND], &rest[..rest.len().min(60_000)]].concat();
+    if let Some(parsed) = RelayFrame::parse(&frame) {
+        assert!((34..=64).contains(&parsed.header_len()) && parsed.header_len() < frame.len());
+        assert!(parsed.sender() != parsed.receiver() && parsed.after() != Some(parsed.source()));
+    }
+    let worker = worker(flags);
+    let mac_key = MacKey::for_receiver(&key(1).public());
+    let from = SocketAddr::from(([198, 51, 100, 1], 1024));
+    let mut receiver = Receiver::new(worker.limits);
+    let mut sink = Sink::default();
+    let mut train = Vec::new();
+    for _ in 0..1 + usize::from(frame.len() < 30_000) {
+        let mut message = vec![0; OVERHEAD + frame.len()];
+        let counter = worker.send.reserve(1).expect("few messages");
+        worker.send.seal_from(&frame, &mut message, 0, counter);
+        train.extend(message);
+    }
+    let segment = OVERHEAD + frame.len();
+    receiver.train(&mut sink, &worker.tables, &mac_key, from, flags, &train, segment, 5);
+    receiver.rest(&mut sink);
+    assert!(sink.frames == 0, "nothing inside it authenticates");
 }
 
 /// First byte as for [`transport`], bit 3 a small path MTU; the rest is a

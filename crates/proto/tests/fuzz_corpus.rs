@@ -47,3 +47,8 @@ fn tun_frame() {
 fn link_frame() {
     replay("link_frame", entry::link_frame);
 }
+
+#[test]
+fn relay_frame() {
+    replay("relay_frame", entry::relay_frame);
+}

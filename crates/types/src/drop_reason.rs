@@ -54,6 +54,21 @@ reasons! {
     TooBig = "too_big",
     /// Hop limit reached zero while forwarding.
     HopLimit = "hop_limit",
+    /// A relay frame with an impossible list of nodes, or without a datagram.
+    RelayMalformed = "relay_malformed",
+    /// A relay frame from another node, or for another, than its list says.
+    RelayForged = "relay_forged",
+    /// A relay frame for another node while `relay = false`.
+    RelayOff = "relay_off",
+    /// A relay frame inside a relayed datagram, or for a node that is itself
+    /// reached over others.
+    RelayNested = "relay_nested",
+    /// The next node of a relay frame is none we know.
+    RelayNoHop = "relay_no_hop",
+    /// A relay frame is larger than the next node's path carries.
+    RelayTooBig = "relay_too_big",
+    /// No way over other nodes to a node that is reached so.
+    RelayNoRoute = "relay_no_route",
     /// The kernel refused the datagram or frame.
     SendFailed = "send_failed",
 }

@@ -43,6 +43,7 @@ impl Config {
         self.line(&mut out, "workers", workers);
         self.line(&mut out, "mtu", self.interface_mtu());
         self.line(&mut out, "pq", quoted(self.pq));
+        self.line(&mut out, "relay", self.relay);
         self.line(&mut out, "log_format", quoted(self.log_format));
         self.line(&mut out, "log_level", quoted(self.log_level));
         let _ = writeln!(out, "\n[auth]");

@@ -68,6 +68,11 @@ pub struct Config {
     /// `pq`: `preferred` (default) or `required`: whether a link between nodes
     /// waits for the post-quantum secret before it carries data.
     pub pq: PostQuantum,
+    /// `relay`: `true` (default) passes on datagrams between other members that
+    /// cannot reach each other directly; this node sees who talks to whom, not
+    /// what. With `false` they find another way or none; its own traffic still
+    /// goes over others.
+    pub relay: bool,
     /// `log_format`: `text` (default) or `json`, on standard error.
     pub log_format: LogFormat,
     /// `log_level`: `error`, `warn` (default), `info`, `debug` or `trace`.

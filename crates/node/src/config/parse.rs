@@ -137,6 +137,11 @@ impl Config {
             mtu = u32::try_from(n).ok();
         }
 
+        let mut relay = true;
+        if let Some(v) = &raw.relay {
+            sources.insert("relay", Source::File(file.line(v.span().start)));
+            relay = *v.get_ref();
+        }
         let auth = parse_auth(&file, &raw, &mut sources)?;
         let mut dangerous = Dangerous::default();
         if let Some(v) = &raw.dangerous.keep_privileges {
@@ -158,6 +163,7 @@ impl Config {
             workers,
             mtu,
             pq,
+            relay,
             log_format,
             log_level,
             auth,

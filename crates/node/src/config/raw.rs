@@ -24,6 +24,7 @@ pub(super) struct RawConfig {
     pub workers: Value<i64>,
     pub mtu: Value<i64>,
     pub pq: Value<String>,
+    pub relay: Value<bool>,
     pub log_format: Value<String>,
     pub log_level: Value<String>,
     #[serde(default)]

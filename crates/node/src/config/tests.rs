@@ -19,6 +19,7 @@ fn nothing_given_gives_the_documented_defaults() {
     assert_eq!(config.interface_mtu(), 1420);
     assert_eq!(config.auth, Auth::Certificate);
     assert_eq!(config.pq, PostQuantum::Preferred);
+    assert!(config.relay);
     assert_eq!(
         (config.worker_pairs(1), config.worker_pairs(2), config.worker_pairs(32)),
         (1, 1, 4)
@@ -40,6 +41,7 @@ bootstrap = ["[2001:db8::1]:7000"]
 workers = 3
 mtu = 1300
 pq = "required"
+relay = false
 log_format = "json"
 log_level = "debug"
 [auth]
@@ -55,7 +57,7 @@ keep_privileges = true
     assert_eq!(config.endpoints.len(), 2);
     assert_eq!(config.worker_pairs(2), 3);
     assert_eq!(config.auth, Auth::Psk { file: "/etc/warren/net.psk".into() });
-    assert!(config.dangerous.keep_privileges);
+    assert!(config.dangerous.keep_privileges && !config.relay);
     assert_eq!(config.source("mtu"), Source::File(10));
 }
 

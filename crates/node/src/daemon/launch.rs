@@ -98,6 +98,7 @@ pub async fn run(start: Start) -> Ended {
         tables.clone(),
         epoch,
     );
+    engine.set_relaying(config.relay);
     let (handshakes, handshakes_in) = mpsc::channel(HANDSHAKES);
     let (quic, quic_in) = mpsc::channel(QUIC);
     let (links, links_in) = mpsc::channel(LINK_EVENTS);

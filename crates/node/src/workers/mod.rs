@@ -8,8 +8,8 @@
 mod io;
 mod linger;
 mod loops;
+mod sender;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -17,12 +17,15 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 use warren_os::tun::{TunOffloads, TunQueue};
-use warren_os::udp::{SendError, Transmit, UdpSocket};
+use warren_os::udp::UdpSocket;
 use warren_os::wait::Waker;
 use warren_proto::link::event::ToEngine;
 use warren_proto::link::tables::Tables;
 use warren_proto::noise::MacKey;
 use warren_types::DropCounters;
+
+pub use sender::DatagramSender;
+use sender::MeshSender;
 
 /// Queues from the workers to the engine. Separate, so that a flood of one
 /// kind cannot crowd out another; all bounded, and what does not fit is
@@ -66,16 +69,10 @@ pub struct WorkerConfig {
 pub struct Workers {
     waker: Waker,
     threads: Vec<JoinHandle<()>>,
+    sender: DatagramSender,
     sockets: Arc<[Arc<UdpSocket>]>,
     offloads: TunOffloads,
     failed: Arc<AtomicBool>,
-}
-
-/// Sends datagrams from the workers' sockets, for the engine and the control
-/// transport. Cheap to clone; never blocks.
-#[derive(Debug, Clone)]
-pub struct DatagramSender {
-    sockets: Arc<[Arc<UdpSocket>]>,
 }
 
 /// Workers by default for a machine with `cores` cores: one up to two cores
@@ -99,6 +96,12 @@ impl Workers {
         let mut workers = Self {
             waker: Waker::new()?,
             threads: Vec::new(),
+            sender: DatagramSender::new(sockets.to_vec()).over_others(MeshSender {
+                tables: config.tables.clone(),
+                drops: config.drops.clone(),
+                engine: config.engine.events.clone(),
+                epoch: config.epoch,
+            }),
             sockets: sockets.clone(),
             offloads: config.offloads,
             failed: Arc::default(),
@@ -143,9 +146,9 @@ impl Workers {
         )
     }
 
-    /// Sends on the same sockets.
+    /// Sends on the same sockets, to mesh addresses too.
     pub fn sender(&self) -> DatagramSender {
-        DatagramSender { sockets: self.sockets.clone() }
+        self.sender.clone()
     }
 
     /// True when a thread had to give up, because the interface was deleted or
@@ -162,41 +165,6 @@ impl Drop for Workers {
             // A thread that panicked said so already.
             let _ = thread.join();
         }
-    }
-}
-
-impl DatagramSender {
-    /// For sockets without workers (tests, and a node without a TUN).
-    pub fn new(sockets: Vec<Arc<UdpSocket>>) -> Self {
-        Self { sockets: sockets.into() }
-    }
-
-    fn socket(&self) -> &UdpSocket {
-        &self.sockets[0]
-    }
-
-    /// Sends datagrams: `data`, cut every `segment` bytes.
-    ///
-    /// # Errors
-    /// As [`UdpSocket::try_send`].
-    pub fn send(&self, transmit: &Transmit<'_>) -> Result<(), SendError> {
-        self.socket().try_send(transmit)
-    }
-
-    /// Sends one datagram that may be fragmented on its way.
-    ///
-    /// # Errors
-    /// As [`UdpSocket::send_fragmentable`].
-    pub fn send_fragmentable(&self, to: SocketAddr, data: &[u8]) -> Result<(), SendError> {
-        self.socket().send_fragmentable(to, data, 0)
-    }
-
-    /// The address the sockets are bound to.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
-        self.socket().local_addr()
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use rand_core::CryptoRng;
-use warren_types::{DropReason, LinkPublicKey};
+use warren_types::{DropReason, LinkPublicKey, mesh_node};
 
 use super::event::{LinkEvent, Now, Refusal};
 use super::peer::{Peer, Pending, Session, advance};
@@ -231,6 +231,16 @@ impl Peer {
     /// An authenticated handshake message came from `from`.
     fn move_to(&mut self, core: &mut Core, from: SocketAddr, now: Now) {
         let known = self.link.endpoint.load().is_some();
+        if let Some(node) = mesh_node(from) {
+            // Over others it is at its own address only, and a direct way that
+            // works is not left for that.
+            let at = self.link.endpoint.load().as_deref().copied();
+            let direct = at.is_some_and(|at| mesh_node(at).is_none());
+            let up = self.active.as_ref().is_some_and(|active| active.current.is_some());
+            if self.overlay_address() != Some(node) || (direct && up) {
+                return;
+            }
+        }
         if self.link.roam(from) && known {
             core.event(LinkEvent::EndpointChanged { peer: self.key(), to: from });
             self.path_changed(core, now);

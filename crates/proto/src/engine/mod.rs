@@ -22,11 +22,12 @@ mod handshake;
 mod liveness;
 mod path_mtu;
 mod peer;
+mod relay;
 mod sessions;
 mod timers;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -139,6 +140,9 @@ pub struct Engine {
     peers: HashMap<LinkPublicKey, Peer>,
     next_order: u64,
     routes_changed: bool,
+    /// As set; the links' own are made of it.
+    relay_routes: BTreeMap<Ipv6Addr, Vec<Ipv6Addr>>,
+    relaying: bool,
 }
 
 impl Engine {
@@ -162,7 +166,14 @@ impl Engine {
             staged_bytes: 0,
             refusals: (0, 0),
         };
-        Self { core, peers: HashMap::new(), next_order: 0, routes_changed: true }
+        Self {
+            core,
+            peers: HashMap::new(),
+            next_order: 0,
+            routes_changed: true,
+            relay_routes: BTreeMap::new(),
+            relaying: true,
+        }
     }
 
     /// Our public key.
@@ -450,10 +461,16 @@ impl Engine {
         }
         let mut peers: Vec<&Peer> = self.peers.values().collect();
         peers.sort_by_key(|peer| peer.order);
+        for peer in &peers {
+            peer.link.set_node(peer.overlay_address());
+        }
+        let nodes: Vec<Arc<PeerLink>> = peers.iter().map(|peer| peer.link.clone()).collect();
         let entries = peers
             .into_iter()
             .flat_map(|peer| peer.config.allowed.iter().map(|net| (*net, peer.link.clone())));
-        let routes = Routes::new(self.core.config.local.clone(), entries);
+        let routes =
+            Routes::new(self.core.config.local.clone(), entries).with_nodes(nodes, self.relaying);
+        self.apply_relay_routes(&routes);
         self.core.tables.routes.store(Arc::new(routes));
     }
 

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use warren_types::DropReason;
+use warren_types::{DropReason, mesh_node};
 
 use super::event::{LinkEvent, LinkState, Now, PeerStats};
 use super::peer::{MAX_STAGED, Peer, Session, advance};
 use super::timers::{EXPIRE_MS, RETRY_MS};
 use super::{Core, MAX_STAGED_BYTES};
 use crate::link::frame::{ECHO_LEN, Frame};
+use crate::link::relay::is_relay;
 use crate::link::seal::padded;
 use crate::link::session::{HEADER_LEN, OVERHEAD, REJECT_AFTER_MESSAGES, RecvSession, SendSession};
 use crate::noise::TransportKeys;
@@ -267,7 +268,17 @@ impl Peer {
         for mut packet in staged {
             let len = packet.len();
             core.staged_bytes -= len;
-            packet.resize(padded(len, path_mtu), 0);
+            if is_relay(&packet) {
+                // Neither padded, since a datagram is inside, nor sent over
+                // other nodes itself.
+                let at = self.link.endpoint.load().as_deref().copied();
+                if at.is_some_and(|at| mesh_node(at).is_some()) {
+                    core.drop_packet(DropReason::RelayNested);
+                    continue;
+                }
+            } else {
+                packet.resize(padded(len, path_mtu), 0);
+            }
             if self.seal_and_send(core, &packet, len <= path_mtu, now_ms) {
                 packets += 1;
                 bytes += len as u64;

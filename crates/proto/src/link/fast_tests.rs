@@ -23,12 +23,12 @@ use crate::packet::segment::tests::{cut, super_packet, tcp_packet, tcp_with_opti
 use crate::packet::vnet::{Gso, VNET_LEN, Vnet};
 
 #[derive(Default)]
-struct Memory {
-    frames: Vec<Vec<u8>>,
-    sent: Vec<(SocketAddr, Vec<u8>, usize, u8)>,
-    fragmentable: Vec<Vec<u8>>,
-    events: Vec<ToEngine>,
-    drops: Vec<(DropReason, u64)>,
+pub(super) struct Memory {
+    pub(super) frames: Vec<Vec<u8>>,
+    pub(super) sent: Vec<(SocketAddr, Vec<u8>, usize, u8)>,
+    pub(super) fragmentable: Vec<Vec<u8>>,
+    pub(super) events: Vec<ToEngine>,
+    pub(super) drops: Vec<(DropReason, u64)>,
 }
 
 impl Outputs for Memory {
@@ -51,7 +51,7 @@ impl Outputs for Memory {
 
 impl Memory {
     /// The frames as complete single packets.
-    fn packets(&self) -> Vec<Vec<u8>> {
+    pub(super) fn packets(&self) -> Vec<Vec<u8>> {
         let cut_one = |frame: &Vec<u8>| {
             let vnet = Vnet::parse(frame.first_chunk().unwrap()).unwrap();
             cut(&vnet, &frame[VNET_LEN..], Checksums::Complete)
@@ -70,7 +70,7 @@ struct Node {
 const A: &str = "192.0.2.1:7000";
 const B: &str = "192.0.2.2:7000";
 
-fn mac_key() -> MacKey {
+pub(super) fn mac_key() -> MacKey {
     MacKey::for_receiver(&LinkPublicKey([3; 32]))
 }
 
@@ -123,7 +123,7 @@ fn receive(
     node.rx.finish(io);
 }
 
-fn payload(len: usize) -> Vec<u8> {
+pub(super) fn payload(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i * 13 % 251) as u8).collect()
 }
 

@@ -3,6 +3,7 @@
 //!
 //! - [`session`]: transport keys, counters and the replay window of one handshake.
 //! - [`frame`]: what two Warren nodes say to each other inside a session.
+//! - [`relay`]: datagrams carried over other nodes: format, checks, routes.
 //! - [`peer`]: what workers need of one peer: endpoint, current session, limits,
 //!   traffic counters.
 //! - [`tables`]: destination address to peer, receiver index to session.
@@ -11,13 +12,16 @@
 //! - [`outbound`], [`seal`]: what both use to send.
 //!
 //! Ownership: the engine alone creates sessions and publishes tables; workers
-//! only read them, add to counters, and move a peer's endpoint when it roams.
+//! only read them, add to counters, move a peer's endpoint when it roams, and
+//! note the way back of what comes over other nodes.
 
 pub mod event;
 pub mod frame;
 pub mod outbound;
 pub mod peer;
 pub mod receive;
+pub mod relay;
+mod relayed;
 pub mod replay;
 pub mod seal;
 pub mod session;
@@ -26,3 +30,5 @@ pub mod transmit;
 
 #[cfg(test)]
 mod fast_tests;
+#[cfg(test)]
+mod relay_tests;

@@ -5,12 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use warren_types::{DropReason, Suite};
+use warren_types::{DropReason, Suite, mesh_node};
 
 use super::event::{Outputs, ToEngine};
 use super::peer::PeerLink;
-use super::seal::SealBatch;
-use super::session::SendSession;
+use super::relay::{self, Via};
+use super::seal::{SealBatch, Wrap};
+use super::session::{FLAG_CHECKSUM_PARTIAL, OVERHEAD, SendSession};
 use crate::packet::rewrite;
 use crate::packet::segment::{Checksums, Segments};
 use crate::packet::vnet::{Gso, Vnet};
@@ -79,7 +80,17 @@ impl Outbound {
         let Some(to) = peer.endpoint.load().as_deref().copied() else {
             return Fate::Dropped(DropReason::NoEndpoint);
         };
-        let mtu = peer.path_mtu.load(Ordering::Relaxed) as usize;
+        let mut mtu = peer.path_mtu.load(Ordering::Relaxed) as usize;
+        let via = match mesh_node(to) {
+            None => None,
+            Some(_) => match Via::to(peer, now_ms) {
+                Some(via) => Some(via),
+                None => return Fate::Dropped(DropReason::RelayNoRoute),
+            },
+        };
+        if let Some(via) = &via {
+            mtu = mtu.min(via.mtu());
+        }
         let Ok(plan) = Segments::plan(vnet, frame, checksums) else {
             return Fate::Dropped(DropReason::Malformed);
         };
@@ -91,17 +102,23 @@ impl Outbound {
         if oversize && let Some(fits) = must_shrink(&plan, frame, mtu) {
             return Fate::TooBig(fits);
         }
-        let same = !oversize
-            && self.run.as_ref().is_some_and(|run| {
-                Arc::ptr_eq(&run.session, session) && run.to == to && run.tos == tos
-            });
-        if !same {
+        let (outer, to) = match &via {
+            None => (session, to),
+            Some(Via { session: Some(hop), to, .. }) => (hop, *to),
+            Some(via) => return stage_wrapped(io, via, session, &plan, packet),
+        };
+        if oversize {
             self.flush(io);
-            self.run = Some(Run { session: session.clone(), to, tos });
         }
+        self.turn_to(io, outer, to, tos);
+        let wrap = via.as_ref().map(|via| Wrap {
+            session: outer,
+            header: via.route.header(),
+            may_fragment: oversize,
+        });
         let mut next = 0;
         while next < plan.count() {
-            match self.batch.seal(session, &plan, packet, next, mtu) {
+            match self.batch.seal(session, &plan, packet, next, mtu, wrap) {
                 Ok(sealed) if sealed > next => next = sealed,
                 // The batch is full; an empty one takes any packet.
                 Ok(_) if !self.batch.is_empty() => self.flush(io),
@@ -113,7 +130,73 @@ impl Outbound {
             }
         }
         peer.note_sent(plan.count() as u64, plan.total_bytes(), now_ms);
+        if let Some(via) = &via {
+            via.hop.note_sent(plan.count() as u64, plan.total_bytes(), now_ms);
+        }
         Fate::Sent
+    }
+
+    /// Sends a relay frame on to `peer`, its next node.
+    pub fn pass(
+        &mut self,
+        io: &mut impl Outputs,
+        peer: &Arc<PeerLink>,
+        frame: &[u8],
+        tos: u8,
+        now_ms: u64,
+    ) -> Fate {
+        let Some(to) = relay::direct(peer) else {
+            return Fate::Dropped(DropReason::RelayNested);
+        };
+        let oversize = frame.len() > peer.path_mtu.load(Ordering::Relaxed) as usize;
+        if oversize && !relay::may_fragment(frame) {
+            return Fate::Dropped(DropReason::RelayTooBig);
+        }
+        let session = peer.send.load();
+        let Some(session) = session
+            .as_ref()
+            .filter(|session| now_ms.saturating_sub(session.created_ms) < REJECT_AFTER_MS)
+        else {
+            io.engine(ToEngine::Staged { peer: peer.clone(), packets: vec![frame.to_vec()] });
+            return Fate::Staged;
+        };
+        if oversize {
+            self.flush(io);
+        }
+        self.turn_to(io, session, to, tos);
+        match self.batch.push(session, frame) {
+            Ok(true) => {}
+            Ok(false) if self.batch.is_empty() => return Fate::Dropped(DropReason::RelayTooBig),
+            Ok(false) => {
+                self.flush(io);
+                if self.batch.push(session, frame).is_err() {
+                    return Fate::Dropped(DropReason::SessionExpired);
+                }
+            }
+            Err(_) => return Fate::Dropped(DropReason::SessionExpired),
+        }
+        if oversize {
+            self.flush_fragmentable(io);
+        }
+        peer.note_sent(1, frame.len() as u64, now_ms);
+        Fate::Sent
+    }
+
+    /// Makes the open batch one for these, sending one that is not.
+    fn turn_to(
+        &mut self,
+        io: &mut impl Outputs,
+        session: &Arc<SendSession>,
+        to: SocketAddr,
+        tos: u8,
+    ) {
+        let same = self.run.as_ref().is_some_and(|run| {
+            Arc::ptr_eq(&run.session, session) && run.to == to && run.tos == tos
+        });
+        if !same {
+            self.flush(io);
+            self.run = Some(Run { session: session.clone(), to, tos });
+        }
     }
 
     /// Sends the open batch.
@@ -166,6 +249,31 @@ fn stage(io: &mut impl Outputs, peer: &Arc<PeerLink>, vnet: &Vnet, frame: &mut [
         frame[range].to_vec()
     });
     io.engine(ToEngine::Staged { peer: peer.clone(), packets: packets.collect() });
+    Fate::Staged
+}
+
+/// Seals packets and leaves the frames with the engine until the first relay
+/// has a session.
+fn stage_wrapped(
+    io: &mut impl Outputs,
+    via: &Via,
+    session: &SendSession,
+    plan: &Segments,
+    packet: &mut [u8],
+) -> Fate {
+    let flags = if plan.partial() { FLAG_CHECKSUM_PARTIAL } else { 0 };
+    let Some(first) = session.reserve(plan.count() as u64) else {
+        return Fate::Dropped(DropReason::SessionExpired);
+    };
+    let seal = |i: usize| {
+        let range = plan.build(i, packet);
+        let mut frame = Vec::new();
+        let room = relay::prepare(&mut frame, via.route.header(), range.len() + OVERHEAD, false);
+        session.seal_from(&packet[range], room, flags, first + i as u64);
+        frame
+    };
+    let packets = (0..plan.count()).map(seal).collect();
+    io.engine(ToEngine::Staged { peer: via.hop.clone(), packets });
     Fate::Staged
 }
 

@@ -1,13 +1,14 @@
 //! What workers need of one peer. One `Arc<PeerLink>` lives as long as the
 //! peer is configured; everything in it changes without locks.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
 use warren_types::{LinkPublicKey, Suite};
 
+use super::relay::RelayRoute;
 use super::session::SendSession;
 
 /// Hot state of one peer, shared by the engine and all workers.
@@ -25,6 +26,13 @@ pub struct PeerLink {
     pub endpoint: ArcSwapOption<SocketAddr>,
     /// The session to seal with.
     pub send: ArcSwapOption<SendSession>,
+    /// Its own overlay IPv6 address, which relay frames name it by.
+    node: ArcSwapOption<Ipv6Addr>,
+    /// The way over other nodes, for datagrams to its mesh address; set by the
+    /// engine.
+    pub relay: ArcSwapOption<RelayRoute>,
+    /// The way back of what last came from it over other nodes.
+    pub relay_back: ArcSwapOption<RelayRoute>,
     /// Largest inner packet, bytes; updated by path MTU probing.
     pub path_mtu: AtomicU32,
     /// A worker asked the engine for a handshake and it has not answered yet;
@@ -61,6 +69,9 @@ impl PeerLink {
             is_warren,
             endpoint: ArcSwapOption::empty(),
             send: ArcSwapOption::empty(),
+            node: ArcSwapOption::empty(),
+            relay: ArcSwapOption::empty(),
+            relay_back: ArcSwapOption::empty(),
             path_mtu: AtomicU32::new(DEFAULT_MTU),
             handshake_wanted: AtomicBool::new(false),
             tx_bytes: AtomicU64::new(0),
@@ -88,6 +99,23 @@ impl PeerLink {
         self.rx_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.last_data_rx_ms.store(now_ms, Ordering::Relaxed);
         self.last_rx_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    /// Its own overlay IPv6 address, if it is known.
+    pub fn node(&self) -> Option<Ipv6Addr> {
+        self.node.load().as_deref().copied()
+    }
+
+    /// True for its own overlay IPv6 address.
+    pub fn is_node(&self, address: Ipv6Addr) -> bool {
+        self.node() == Some(address)
+    }
+
+    /// Sets its own overlay IPv6 address.
+    pub fn set_node(&self, node: Option<Ipv6Addr>) {
+        if self.node() != node {
+            self.node.store(node.map(Arc::new));
+        }
     }
 
     /// Moves the endpoint when it differs; true when it moved.

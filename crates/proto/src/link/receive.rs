@@ -1,20 +1,24 @@
 //! From the network: trains of datagrams are sorted by their first byte;
 //! transport messages are opened, checked and delivered to the TUN, or sealed
-//! again for the peer they are for.
+//! again for the peer they are for. Relay frames are passed on likewise, or hold
+//! a datagram for us, which is taken as if it had come by itself.
 //!
 //! Invariant: nothing of a datagram reaches the TUN or another peer before it
 //! authenticated, passed the replay window, and came from an address its
 //! sender may use.
 
+use std::iter::Peekable;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use warren_types::DropReason;
+use warren_types::{DropReason, mesh_address};
 
 use super::event::{Outputs, ToEngine};
 use super::outbound::{Fate, Outbound, REJECT_AFTER_MS, single};
 use super::peer::PeerLink;
+use super::relay::{self, RelayFrame, Via};
+use super::relayed::{Judge, Nested, Onward};
 use super::session::{
     FLAG_CHECKSUM_PARTIAL, Header, OVERHEAD, RecvSession, TYPE_TRANSPORT_AES,
     TYPE_TRANSPORT_WIREGUARD,
@@ -49,10 +53,32 @@ struct Judged {
 
 /// One received train's fixed facts.
 #[derive(Debug, Clone, Copy)]
-struct Arrival {
+struct Arrival<'a> {
     from: SocketAddr,
     tos: u8,
     now_ms: u64,
+    /// How it came, if over other nodes.
+    relayed: Option<Relayed<'a>>,
+}
+
+/// The way a datagram came over other nodes.
+#[derive(Debug, Clone, Copy)]
+struct Relayed<'a> {
+    frame: RelayFrame<'a>,
+    /// The last of them.
+    hop: &'a Arc<PeerLink>,
+    /// Who the frame says it is from.
+    source: &'a Arc<PeerLink>,
+}
+
+impl Arrival<'_> {
+    /// Keeps the way back, so that there can be an answer; `proven` when a
+    /// message of the source authenticated.
+    fn learn_way_back(&self, proven: bool) {
+        if let Some(Relayed { frame, hop, source }) = &self.relayed {
+            relay::learn(source, frame, hop, proven, self.now_ms);
+        }
+    }
 }
 
 /// Takes datagrams from the network. One per worker thread.
@@ -62,6 +88,10 @@ pub struct Receiver {
     outbound: Outbound,
     routes: Option<Arc<Routes>>,
     judged: Option<Judged>,
+    judge: Judge,
+    nested: Nested,
+    /// Frames passed on for others and their bytes, not yet counted.
+    passed: (u64, u64),
     answers: AnswerLimit,
 }
 
@@ -73,6 +103,9 @@ impl Receiver {
             outbound: Outbound::default(),
             routes: None,
             judged: None,
+            judge: Judge::default(),
+            nested: Nested::default(),
+            passed: (0, 0),
             answers: AnswerLimit::default(),
         }
     }
@@ -92,8 +125,23 @@ impl Receiver {
         now_ms: u64,
     ) {
         self.refresh(tables);
-        let arrival = Arrival { from, tos, now_ms };
-        let mut datagrams = data.chunks(segment.max(1)).peekable();
+        let arrival = Arrival { from, tos, now_ms, relayed: None };
+        self.datagrams(io, tables, mac_key, arrival, data.chunks(segment.max(1)).peekable());
+        let (packets, bytes) = std::mem::take(&mut self.passed);
+        if packets > 0 {
+            tables.relayed.add(packets, bytes);
+        }
+    }
+
+    fn datagrams<'a>(
+        &mut self,
+        io: &mut impl Outputs,
+        tables: &Tables,
+        mac_key: &MacKey,
+        arrival: Arrival<'_>,
+        mut datagrams: Peekable<impl Iterator<Item = &'a [u8]>>,
+    ) {
+        let Arrival { from, tos, .. } = arrival;
         while let Some(datagram) = datagrams.next() {
             match datagram.first().copied().unwrap_or(0) {
                 TYPE_TRANSPORT_WIREGUARD | TYPE_TRANSPORT_AES => {
@@ -106,18 +154,53 @@ impl Receiver {
                         continue;
                     };
                     self.session_run(io, &session, arrival, header, datagram, &mut datagrams);
+                    if !self.nested.is_empty() {
+                        self.unwrap(io, tables, mac_key, arrival, &session.peer);
+                    }
                 }
                 1..=3 | 0x11..=0x13 => {
                     if mac1_ok(mac_key, datagram) {
+                        arrival.learn_way_back(false);
                         io.engine(ToEngine::Handshake { from, data: datagram.to_vec() });
                     } else {
                         io.dropped(DropReason::BadMac, 1);
                     }
                 }
-                64.. => io.engine(ToEngine::Quic { from, ecn: tos & 3, data: datagram.to_vec() }),
+                64.. => {
+                    arrival.learn_way_back(false);
+                    io.engine(ToEngine::Quic { from, ecn: tos & 3, data: datagram.to_vec() });
+                }
                 _ => io.dropped(DropReason::UnknownType, 1),
             }
         }
+    }
+
+    /// Takes the datagrams of the relay frames for us that `hop` has sent. In
+    /// them there are no relay frames for us, so this is one level deep.
+    fn unwrap(
+        &mut self,
+        io: &mut impl Outputs,
+        tables: &Tables,
+        mac_key: &MacKey,
+        outer: Arrival<'_>,
+        hop: &Arc<PeerLink>,
+    ) {
+        let Some(routes) = self.routes.clone() else { return };
+        let mut nested = std::mem::take(&mut self.nested);
+        for group in nested.groups() {
+            let mut group = group.peekable();
+            let Some(frame) = group.peek().and_then(|frame| RelayFrame::parse(frame)) else {
+                continue;
+            };
+            let Some(source) = routes.node(frame.source()) else { continue };
+            let Some(node) = source.node() else { continue };
+            let relayed = Some(Relayed { frame, hop, source });
+            let arrival = Arrival { from: mesh_address(node), relayed, ..outer };
+            let datagrams = group.filter_map(|whole| whole.get(frame.header_len()..));
+            self.datagrams(io, tables, mac_key, arrival, datagrams.peekable());
+        }
+        nested.clear();
+        self.nested = nested;
     }
 
     /// Writes and sends what is still open. To be called after each batch.
@@ -131,6 +214,7 @@ impl Receiver {
         self.finish(io);
         self.outbound.rest(io);
         self.judged = None;
+        self.judge.forget();
         self.routes = None;
     }
 
@@ -140,12 +224,16 @@ impl Receiver {
         &mut self,
         io: &mut impl Outputs,
         session: &Arc<RecvSession>,
-        arrival: Arrival,
+        arrival: Arrival<'_>,
         first: Header,
         first_datagram: &'a [u8],
-        rest: &mut std::iter::Peekable<std::slice::Chunks<'a, u8>>,
+        rest: &mut Peekable<impl Iterator<Item = &'a [u8]>>,
     ) {
         let peer = session.peer.clone();
+        // Who sealed it must be who the frame says it is from: answers go there.
+        if arrival.relayed.is_some_and(|relayed| relayed.source.node() != peer.node()) {
+            return io.dropped(DropReason::RelayForged, 1);
+        }
         let expired = arrival.now_ms.saturating_sub(session.created_ms) >= REJECT_AFTER_MS;
         let (mut opened, mut packets, mut bytes) = (0u64, 0u64, 0u64);
         let mut window = session.replay.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -161,21 +249,31 @@ impl Receiver {
                 None
             };
             let len = datagram.len() - OVERHEAD;
-            match (refused, self.gather.slot(len)) {
-                (Some(reason), _) => {
-                    self.gather.cancel();
-                    io.dropped(reason, 1);
-                }
+            let aside = self.nested.expected && arrival.relayed.is_none();
+            let slot = match (refused, aside) {
+                (Some(_), _) => None,
+                (None, false) => self.gather.slot(len),
+                (None, true) => self.nested.slot(len),
+            };
+            match (refused, slot) {
+                (Some(reason), _) => io.dropped(reason, 1),
                 (None, None) => io.dropped(DropReason::Malformed, 1),
                 (None, Some(slot)) => {
                     if session.open_into(&header, datagram, slot).is_err() {
-                        self.gather.cancel();
+                        if !aside {
+                            self.gather.cancel();
+                        }
                         io.dropped(DropReason::BadTag, 1);
                     } else {
                         window.accept(header.counter);
                         opened += 1;
                         let partial = header.flags & FLAG_CHECKSUM_PARTIAL != 0;
-                        if let Some(size) = self.opened(io, &peer, arrival, len, partial) {
+                        let size = if aside {
+                            self.opened_aside(io, &peer, arrival, len, partial)
+                        } else {
+                            self.opened(io, &peer, arrival, len, partial)
+                        };
+                        if let Some(size) = size {
                             packets += 1;
                             bytes += size as u64;
                         }
@@ -202,9 +300,90 @@ impl Receiver {
         if !session.confirmed.swap(true, Ordering::AcqRel) {
             io.engine(ToEngine::Confirmed { session: session.clone() });
         }
-        if peer.roam(arrival.from) {
+        arrival.learn_way_back(true);
+        // What comes over others does not move a peer that is reached directly.
+        let moves = arrival.relayed.is_none() || relay::direct(&peer).is_none();
+        if moves && peer.roam(arrival.from) {
             io.engine(ToEngine::Roamed { peer, to: arrival.from });
         }
+    }
+
+    /// As [`Self::opened`], with the payload in the slot for relay frames: they
+    /// are what came last.
+    fn opened_aside(
+        &mut self,
+        io: &mut impl Outputs,
+        peer: &Arc<PeerLink>,
+        arrival: Arrival<'_>,
+        len: usize,
+        partial: bool,
+    ) -> Option<usize> {
+        let payload = self.nested.slot(len)?;
+        if !relay::is_relay(payload) || !peer.is_warren {
+            self.gather.slot(len)?.copy_from_slice(payload);
+            self.nested.expected = false;
+            return self.opened(io, peer, arrival, len, partial);
+        }
+        let routes = self.routes.as_ref()?;
+        match self.judge.frame(routes, peer, payload) {
+            Onward::Ours => {
+                self.nested.keep(len);
+                Some(len)
+            }
+            Onward::Pass(to) => {
+                let fate = pass(&mut self.outbound, io, &to, payload, arrival);
+                self.passed_on(io, fate, len)
+            }
+            Onward::Refuse(reason) => {
+                io.dropped(reason, 1);
+                None
+            }
+        }
+    }
+
+    /// A relay frame of `len` bytes is in the slot.
+    fn relay_frame(
+        &mut self,
+        io: &mut impl Outputs,
+        peer: &Arc<PeerLink>,
+        arrival: Arrival<'_>,
+        len: usize,
+    ) -> Option<usize> {
+        let frame = self.gather.packet_mut(len);
+        let onward = match &self.routes {
+            Some(_) if arrival.relayed.is_some() => Onward::Refuse(DropReason::RelayNested),
+            Some(routes) => self.judge.frame(routes, peer, frame),
+            None => Onward::Refuse(DropReason::NoRoute),
+        };
+        let size = match onward {
+            Onward::Ours => {
+                let kept = self.nested.slot(len).map(|room| room.copy_from_slice(frame));
+                if kept.is_some() {
+                    self.nested.keep(len);
+                    self.nested.expected = true;
+                }
+                kept.map(|()| len)
+            }
+            Onward::Pass(to) => {
+                let fate = pass(&mut self.outbound, io, &to, frame, arrival);
+                self.passed_on(io, fate, len)
+            }
+            Onward::Refuse(reason) => {
+                io.dropped(reason, 1);
+                None
+            }
+        };
+        self.gather.cancel();
+        size
+    }
+
+    fn passed_on(&mut self, io: &mut impl Outputs, fate: Fate, len: usize) -> Option<usize> {
+        if let Fate::Dropped(reason) = fate {
+            io.dropped(reason, 1);
+            return None;
+        }
+        self.passed = (self.passed.0 + 1, self.passed.1 + len as u64);
+        Some(len)
     }
 
     /// An authenticated payload of `len` bytes is in the slot. Returns the
@@ -213,7 +392,7 @@ impl Receiver {
         &mut self,
         io: &mut impl Outputs,
         peer: &Arc<PeerLink>,
-        arrival: Arrival,
+        arrival: Arrival<'_>,
         len: usize,
         partial: bool,
     ) -> Option<usize> {
@@ -224,6 +403,9 @@ impl Receiver {
                 self.gather.cancel();
                 return None;
             }
+            Some(&relay::KIND) if peer.is_warren => {
+                return self.relay_frame(io, peer, arrival, len);
+            }
             Some(kind) if *kind < 0x10 && peer.is_warren => {
                 let data = packet.to_vec();
                 self.gather.cancel();
@@ -233,10 +415,10 @@ impl Receiver {
             Some(_) => match Ip::parse(packet) {
                 Some(ip) => match self.judge(peer, &ip, len) {
                     Verdict::Deliver => {
-                        let mtu = peer.path_mtu.load(Ordering::Relaxed) as usize;
                         let packet = self.gather.packet_mut(len);
                         rewrite::apply_outer_ecn(&ip, packet, arrival.tos);
                         if ip.total_len <= SMALL_PACKET {
+                            let mtu = path_mtu(peer, arrival);
                             rewrite::clamp_mss(&ip, packet, mtu, partial);
                         }
                         self.gather.accept(&ip, partial, &mut |frame| io.tun(frame));
@@ -299,7 +481,7 @@ impl Receiver {
         sender: &Arc<PeerLink>,
         to: &Arc<PeerLink>,
         ip: &Ip,
-        arrival: Arrival,
+        arrival: Arrival<'_>,
         partial: bool,
     ) {
         let buffer = self.gather.packet_mut(ip.total_len + TAIL_ROOM);
@@ -314,7 +496,7 @@ impl Receiver {
         let (reason, answer) = match fate {
             Fate::Sent | Fate::Staged => return,
             Fate::TooBig(mtu) => (DropReason::TooBig, Some(Answer::TooBig(mtu))),
-            Fate::Dropped(reason @ DropReason::NoEndpoint) => {
+            Fate::Dropped(reason @ (DropReason::NoEndpoint | DropReason::RelayNoRoute)) => {
                 (reason, Some(Answer::HostUnreachable))
             }
             Fate::Dropped(reason @ DropReason::HopLimit) => {
@@ -340,6 +522,27 @@ impl Receiver {
         if !self.routes.as_ref().is_some_and(|routes| Arc::ptr_eq(routes, &current)) {
             self.routes = Some(current.clone());
             self.judged = None;
+            self.judge.forget();
         }
     }
+}
+
+/// Largest inner packet that goes back to `peer` the way the arrival came.
+fn path_mtu(peer: &PeerLink, arrival: Arrival<'_>) -> usize {
+    let mtu = peer.path_mtu.load(Ordering::Relaxed) as usize;
+    let via = arrival.relayed.and_then(|_| Via::to(peer, arrival.now_ms));
+    via.map_or(mtu, |via| via.mtu().min(mtu))
+}
+
+/// Sends a relay frame to `to`, who is next after us. A congestion mark of the
+/// way here goes with it.
+fn pass(
+    outbound: &mut Outbound,
+    io: &mut impl Outputs,
+    to: &Arc<PeerLink>,
+    frame: &mut [u8],
+    arrival: Arrival<'_>,
+) -> Fate {
+    relay::advance(frame);
+    outbound.pass(io, to, frame, arrival.tos & 3, arrival.now_ms)
 }

@@ -5,6 +5,7 @@
 //! sealed straight into the batch, so payload is not copied. A batch goes to
 //! one address; all its datagrams have one length, but for a shorter last one.
 
+use super::relay;
 use super::session::{FLAG_CHECKSUM_PARTIAL, OVERHEAD, SendSession};
 use crate::packet::segment::Segments;
 
@@ -19,9 +20,23 @@ const PADDING: usize = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exhausted;
 
+/// How datagrams for a node that is reached over others are sealed again: each
+/// as a relay frame for the first of them.
+#[derive(Debug, Clone, Copy)]
+pub struct Wrap<'a> {
+    /// The first relay's.
+    pub session: &'a SendSession,
+    /// See [`relay::RelayRoute::header`].
+    pub header: &'a [u8],
+    /// The relays may send fragments.
+    pub may_fragment: bool,
+}
+
 /// Sealed datagrams for one address.
 pub struct SealBatch {
     buffer: Vec<u8>,
+    /// A relay frame before it is sealed.
+    inside: Vec<u8>,
     len: usize,
     segment: usize,
     count: usize,
@@ -37,7 +52,14 @@ impl std::fmt::Debug for SealBatch {
 
 impl Default for SealBatch {
     fn default() -> Self {
-        Self { buffer: vec![0; MAX_BYTES], len: 0, segment: 0, count: 0, closed: false }
+        Self {
+            buffer: vec![0; MAX_BYTES],
+            inside: Vec::new(),
+            len: 0,
+            segment: 0,
+            count: 0,
+            closed: false,
+        }
     }
 }
 
@@ -80,7 +102,8 @@ impl SealBatch {
 
     /// Seals packets of `frame`, planned as `plan`, from number `next` on, as
     /// many as fit, and returns the number of the first that did not. `frame`
-    /// may have room behind the packet, which is then used for padding.
+    /// may have room behind the packet, which is then used for padding. With
+    /// `wrap` each is sealed once more, for the first relay.
     ///
     /// # Errors
     /// [`Exhausted`] when the session may not send that much any more.
@@ -91,22 +114,35 @@ impl SealBatch {
         frame: &mut [u8],
         next: usize,
         mtu: usize,
+        wrap: Option<Wrap<'_>>,
     ) -> Result<usize, Exhausted> {
         let flags = if plan.partial() { FLAG_CHECKSUM_PARTIAL } else { 0 };
         let text = |range: std::ops::Range<usize>, frame: &[u8]| {
             range.start..(range.start + padded(range.len(), mtu)).min(frame.len())
         };
-        let full = text(plan.range_of(next), frame).len() + OVERHEAD;
+        let around = OVERHEAD + wrap.map_or(0, |wrap| OVERHEAD + wrap.header.len());
+        let full = text(plan.range_of(next), frame).len() + around;
         let take = self.room(full).min(plan.count() - next);
         if take == 0 {
             return Ok(next);
         }
         let first = session.reserve(take as u64).ok_or(Exhausted)?;
+        let first_outside = match wrap {
+            Some(wrap) => wrap.session.reserve(take as u64).ok_or(Exhausted)?,
+            None => 0,
+        };
         for i in 0..take {
             let range = plan.build(next + i, frame);
             let text = text(range.clone(), frame);
-            let datagram = text.len() + OVERHEAD;
-            let out = &mut self.buffer[self.len..self.len + datagram];
+            let datagram = text.len() + around;
+            let room = &mut self.buffer[self.len..self.len + datagram];
+            let out = match wrap {
+                Some(Wrap { header, may_fragment, .. }) => {
+                    let len = text.len() + OVERHEAD;
+                    relay::prepare(&mut self.inside, header, len, may_fragment)
+                }
+                None => &mut *room,
+            };
             let pad = text.end - range.end;
             if pad == 0 {
                 session.seal_from(&frame[text], out, flags, first + i as u64);
@@ -118,14 +154,36 @@ impl SealBatch {
                 session.seal_from(&frame[text.clone()], out, flags, first + i as u64);
                 frame[range.end..text.end].copy_from_slice(&under[..pad]);
             }
-            if self.count == 0 {
-                self.segment = datagram;
+            if let Some(wrap) = wrap {
+                wrap.session.seal_from(&self.inside, room, 0, first_outside + i as u64);
             }
-            self.closed = datagram < self.segment;
-            self.len += datagram;
-            self.count += 1;
+            self.added(datagram);
         }
         Ok(next + take)
+    }
+
+    /// Seals `text` as it is; false when the batch has no room for it.
+    ///
+    /// # Errors
+    /// As [`Self::seal`].
+    pub fn push(&mut self, session: &SendSession, text: &[u8]) -> Result<bool, Exhausted> {
+        let datagram = text.len() + OVERHEAD;
+        if self.room(datagram) == 0 {
+            return Ok(false);
+        }
+        let counter = session.reserve(1).ok_or(Exhausted)?;
+        session.seal_from(text, &mut self.buffer[self.len..self.len + datagram], 0, counter);
+        self.added(datagram);
+        Ok(true)
+    }
+
+    fn added(&mut self, datagram: usize) {
+        if self.count == 0 {
+            self.segment = datagram;
+        }
+        self.closed = datagram < self.segment;
+        self.len += datagram;
+        self.count += 1;
     }
 }
 
@@ -167,7 +225,7 @@ mod tests {
                 let mut next = 0;
                 let mut got = Vec::new();
                 while next < plan.count() {
-                    next = batch.seal(&tx, &plan, &mut packet, next, 1440).unwrap();
+                    next = batch.seal(&tx, &plan, &mut packet, next, 1440, None).unwrap();
                     let (bytes, segment) = batch.datagrams();
                     assert!(
                         bytes.len() <= MAX_BYTES && bytes.len().div_ceil(segment) <= MAX_DATAGRAMS
@@ -198,7 +256,7 @@ mod tests {
         let push = |batch: &mut SealBatch, len: usize| {
             let mut packet = tcp_packet(false, 1, 0x10, &vec![0; len], 0);
             let plan = Segments::plan(&Vnet::default(), &packet, Checksums::Partial).unwrap();
-            batch.seal(&tx, &plan, &mut packet, 0, 1420).unwrap() == 1
+            batch.seal(&tx, &plan, &mut packet, 0, 1420, None).unwrap() == 1
         };
         assert!(push(&mut batch, 500));
         assert!(push(&mut batch, 500));

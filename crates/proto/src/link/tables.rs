@@ -3,14 +3,16 @@
 //! every handshake, so their index is split into shards replaced one by one.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixMap;
 
 use super::peer::PeerLink;
+use super::relay::{NodeSuffix, suffix};
 use super::session::RecvSession;
 
 /// Prefix to peer, longest match first (WireGuard's cryptokey routing): picks
@@ -21,6 +23,11 @@ pub struct Routes {
     v6: PrefixMap<Ipv6Net, Arc<PeerLink>>,
     /// Our own overlay addresses: delivered to the TUN, never forwarded.
     local: Vec<IpAddr>,
+    /// Our own overlay IPv6 address, which relay frames name us by.
+    own: Option<Ipv6Addr>,
+    /// Warren nodes by what relay frames name them by.
+    nodes: HashMap<NodeSuffix, Arc<PeerLink>>,
+    relaying: bool,
 }
 
 impl Routes {
@@ -30,7 +37,11 @@ impl Routes {
         local: Vec<IpAddr>,
         entries: impl IntoIterator<Item = (IpNet, Arc<PeerLink>)>,
     ) -> Self {
-        let mut routes = Self { local, ..Self::default() };
+        let own = local.iter().find_map(|address| match address {
+            IpAddr::V6(v6) if v6.octets()[0] == 0xfd => Some(*v6),
+            _ => None,
+        });
+        let mut routes = Self { local, own, ..Self::default() };
         for (net, peer) in entries {
             match net.trunc() {
                 IpNet::V4(net) => routes.v4.insert(net, peer),
@@ -38,6 +49,38 @@ impl Routes {
             };
         }
         routes
+    }
+
+    /// Adds what relay frames need: the other nodes (those of `peers` with
+    /// [`PeerLink::node`]), and whether we pass on frames that are for others.
+    #[must_use]
+    pub fn with_nodes(
+        mut self,
+        peers: impl IntoIterator<Item = Arc<PeerLink>>,
+        relaying: bool,
+    ) -> Self {
+        for peer in peers {
+            if let Some(node) = peer.node().filter(|_| peer.is_warren) {
+                self.nodes.insert(suffix(node), peer);
+            }
+        }
+        self.relaying = relaying;
+        self
+    }
+
+    /// The node that relay frames name so.
+    pub fn node(&self, node: &NodeSuffix) -> Option<&Arc<PeerLink>> {
+        self.nodes.get(node)
+    }
+
+    /// What relay frames name us by; `None` without an overlay IPv6 address.
+    pub fn own_suffix(&self) -> Option<NodeSuffix> {
+        self.own.map(suffix)
+    }
+
+    /// True when frames for others are passed on.
+    pub fn relaying(&self) -> bool {
+        self.relaying
     }
 
     /// The peer that owns `address`.
@@ -74,13 +117,35 @@ type Shard = HashMap<u32, Arc<RecvSession>>;
 pub struct Tables {
     /// Prefix to peer.
     pub routes: ArcSwap<Routes>,
+    /// What we passed on for others.
+    pub relayed: RelayedCounters,
     shards: Vec<ArcSwap<Shard>>,
+}
+
+/// Datagrams passed on for others since the start.
+#[derive(Debug, Default)]
+pub struct RelayedCounters {
+    packets: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl RelayedCounters {
+    pub(super) fn add(&self, packets: u64, bytes: u64) {
+        self.packets.fetch_add(packets, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Relay frames, and their bytes with their headers.
+    pub fn get(&self) -> (u64, u64) {
+        (self.packets.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+    }
 }
 
 impl Default for Tables {
     fn default() -> Self {
         Self {
             routes: ArcSwap::from_pointee(Routes::default()),
+            relayed: RelayedCounters::default(),
             shards: (0..SHARDS).map(|_| ArcSwap::from_pointee(Shard::new())).collect(),
         }
     }

@@ -63,7 +63,7 @@ impl Transmitter {
             Fate::Sent | Fate::Staged => return,
             Fate::TooBig(mtu) => (DropReason::TooBig, Some(Answer::TooBig(mtu))),
             Fate::Dropped(reason @ DropReason::NoRoute) => (reason, Some(Answer::NoRoute)),
-            Fate::Dropped(reason @ DropReason::NoEndpoint) => {
+            Fate::Dropped(reason @ (DropReason::NoEndpoint | DropReason::RelayNoRoute)) => {
                 (reason, Some(Answer::HostUnreachable))
             }
             Fate::Dropped(reason) => (reason, None),

@@ -9,8 +9,11 @@
 pub mod api;
 pub mod config;
 pub mod daemon;
+pub mod dns;
 pub mod fault;
 pub mod keys;
+pub mod lan;
+pub mod portmap;
 pub mod random;
 pub mod start;
 pub mod store;

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use tokio::sync::oneshot;
 pub use warren_os::process::{Detached, Readiness, ReadinessReport, detach};
+use warren_types::api::NamesStatus;
 use warren_types::{NetworkName, NodeName};
 
 use crate::api::EventLog;
@@ -51,6 +52,8 @@ pub struct Ready {
     pub network: NetworkName,
     /// Its overlay addresses.
     pub addresses: Vec<IpAddr>,
+    /// How members' names work on this machine.
+    pub names: NamesStatus,
     /// How this start went.
     pub outcome: Outcome,
 }

@@ -41,6 +41,8 @@ pub struct ClientConfig<'a> {
     pub prefixes: &'a [IpNet],
     /// Where the client reaches the node.
     pub endpoint: &'a Endpoint,
+    /// Where the node answers questions about members' names, if it does.
+    pub names: Option<IpAddr>,
 }
 
 impl ClientConfig<'_> {
@@ -55,6 +57,11 @@ impl ClientConfig<'_> {
         let _ = writeln!(out, "PrivateKey = {}", *self.private_key.to_base64());
         let _ = writeln!(out, "Address = {}", joined(self.addresses.iter().map(host_prefix)));
         let _ = writeln!(out, "MTU = {}", self.mtu);
+        if let Some(names) = self.names {
+            // Not set: wg-quick and the applications would send it every
+            // question, and it answers those about members only.
+            let _ = writeln!(out, "# Members' names (NODE.{}.warren): ask {names}", self.network);
+        }
         let _ = writeln!(out, "\n[Peer]");
         let _ = writeln!(out, "PublicKey = {}", self.node_key);
         let _ = writeln!(out, "PresharedKey = {}", *self.preshared_key.to_base64());
@@ -89,6 +96,7 @@ mod tests {
             preshared_key: &PresharedKey::from_bytes([3; 32]),
             prefixes: &["100.64.0.0/10".parse().unwrap(), "fd00::/48".parse().unwrap()],
             endpoint: &"[2001:db8::1]:9277".parse().unwrap(),
+            names: Some("100.64.0.1".parse().unwrap()),
         }
         .render()
     }

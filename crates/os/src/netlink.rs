@@ -365,6 +365,25 @@ impl Netlink {
         )
     }
 
+    /// The IPv4 gateway of the main table's default route of the smallest metric.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn default_gateway(&mut self) -> Result<Option<Ipv4Addr>, NetlinkError> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        let answers =
+            self.request("list routes", RouteNetlinkMessage::GetRoute(message), NLM_F_DUMP)?;
+        Ok(answers
+            .iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewRoute(route) => default_gateway_of(route),
+                _ => None,
+            })
+            .min_by_key(|(metric, _)| *metric)
+            .map(|(_, gateway)| gateway))
+    }
+
     fn change(
         &mut self,
         request: &str,
@@ -492,6 +511,26 @@ fn route_message(route: &Route) -> RouteMessage {
     message
 }
 
+/// Metric and gateway, if this is a default route of the main table.
+fn default_gateway_of(message: &RouteMessage) -> Option<(u32, Ipv4Addr)> {
+    let header = &message.header;
+    if header.destination_prefix_length != 0
+        || header.table != RouteHeader::RT_TABLE_MAIN
+        || header.kind != RouteType::Unicast
+    {
+        return None;
+    }
+    let (mut metric, mut gateway) = (0, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Priority(value) => metric = *value,
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
+            _ => {}
+        }
+    }
+    gateway.map(|gateway| (metric, gateway))
+}
+
 fn link_of(message: &LinkMessage) -> Link {
     let mut link = Link {
         index: message.header.index,
@@ -570,6 +609,21 @@ mod tests {
     fn names_the_missing_interface() {
         let error = Netlink::open().unwrap().link_index("nothere0").unwrap_err();
         assert_eq!(error.to_string(), "no network interface named nothere0");
+    }
+
+    #[test]
+    fn default_routes_are_told_from_others() {
+        let gateway: Ipv4Addr = "192.0.2.1".parse().unwrap();
+        let mut route = Route::direct("0.0.0.0/0".parse().unwrap(), 3);
+        assert_eq!(default_gateway_of(&route_message(&route)), None);
+        route.gateway = Some(gateway.into());
+        let mut message = route_message(&route);
+        assert_eq!(default_gateway_of(&message), Some((0, gateway)));
+        message.attributes.push(RouteAttribute::Priority(600));
+        assert_eq!(default_gateway_of(&message), Some((600, gateway)));
+        route.destination = "10.0.0.0/8".parse().unwrap();
+        assert_eq!(default_gateway_of(&route_message(&route)), None);
+        Netlink::open().unwrap().default_gateway().unwrap();
     }
 
     #[test]

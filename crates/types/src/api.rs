@@ -23,6 +23,50 @@ pub struct Status {
     /// Things the operator should know (certificate near its end, no endpoint…).
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// Names of members as DNS.
+    #[serde(default)]
+    pub names: NamesStatus,
+}
+
+/// How names of members are served.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamesStatus {
+    /// What follows a member's name: `NETWORK.warren`.
+    pub domain: String,
+    /// Addresses of this node that answer on port 53.
+    pub servers: Vec<IpAddr>,
+    /// How far names work on this machine.
+    pub state: NamesState,
+    /// What to do so that they work for all programs; absent when they do.
+    pub hint: Option<String>,
+}
+
+/// How a router was asked for a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PortMappingProtocol {
+    /// Port Control Protocol (RFC 6887).
+    Pcp,
+    /// NAT Port Mapping Protocol (RFC 6886).
+    #[serde(rename = "nat-pmp")]
+    NatPmp,
+    /// UPnP's Internet Gateway Device.
+    Upnp,
+}
+
+/// How far names of members work on a machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NamesState {
+    /// Not wanted: `dns = false`.
+    #[default]
+    Off,
+    /// Port 53 could not be had.
+    Failed,
+    /// This node answers; programs must be told to ask it.
+    Served,
+    /// Programs resolve the names by way of systemd-resolved.
+    Resolved,
 }
 
 /// The answering node.

@@ -44,6 +44,9 @@ impl Config {
         self.line(&mut out, "mtu", self.interface_mtu());
         self.line(&mut out, "pq", quoted(self.pq));
         self.line(&mut out, "relay", self.relay);
+        self.line(&mut out, "dns", self.dns);
+        self.line(&mut out, "lan_discovery", self.lan_discovery);
+        self.line(&mut out, "port_mapping", self.port_mapping);
         self.line(&mut out, "log_format", quoted(self.log_format));
         self.line(&mut out, "log_level", quoted(self.log_level));
         let _ = writeln!(out, "\n[auth]");

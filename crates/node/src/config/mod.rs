@@ -73,6 +73,15 @@ pub struct Config {
     /// what. With `false` they find another way or none; its own traffic still
     /// goes over others.
     pub relay: bool,
+    /// `dns`: answer `NODE.NETWORK.warren` on port 53 of the overlay addresses
+    /// and tell systemd-resolved. Default true.
+    pub dns: bool,
+    /// `lan_discovery`: find members on the local network by mDNS, and be found.
+    /// Default true.
+    pub lan_discovery: bool,
+    /// `port_mapping`: ask the router for a port (PCP, NAT-PMP, UPnP). Default
+    /// true; without effect where `endpoints` are set.
+    pub port_mapping: bool,
     /// `log_format`: `text` (default) or `json`, on standard error.
     pub log_format: LogFormat,
     /// `log_level`: `error`, `warn` (default), `info`, `debug` or `trace`.
@@ -151,6 +160,12 @@ pub struct Overrides {
     pub endpoints: Vec<Endpoint>,
     /// `--workers`.
     pub workers: Option<usize>,
+    /// `--no-dns`.
+    pub no_dns: bool,
+    /// `--no-lan-discovery`.
+    pub no_lan_discovery: bool,
+    /// `--no-port-mapping`.
+    pub no_port_mapping: bool,
     /// `--log-format`.
     pub log_format: Option<LogFormat>,
     /// `--log-level`.

@@ -137,11 +137,20 @@ impl Config {
             mtu = u32::try_from(n).ok();
         }
 
-        let mut relay = true;
-        if let Some(v) = &raw.relay {
-            sources.insert("relay", Source::File(file.line(v.span().start)));
-            relay = *v.get_ref();
-        }
+        let mut switch = |key: &'static str, raw: &raw::Value<bool>, off: bool| {
+            if let Some(v) = raw {
+                sources.insert(key, Source::File(file.line(v.span().start)));
+            }
+            if off {
+                sources.insert(key, Source::Flag);
+            }
+            !off && raw.as_ref().is_none_or(|v| *v.get_ref())
+        };
+        let relay = switch("relay", &raw.relay, false);
+        let dns = switch("dns", &raw.dns, flags.no_dns);
+        let lan_discovery = switch("lan_discovery", &raw.lan_discovery, flags.no_lan_discovery);
+        let port_mapping = switch("port_mapping", &raw.port_mapping, flags.no_port_mapping);
+
         let auth = parse_auth(&file, &raw, &mut sources)?;
         let mut dangerous = Dangerous::default();
         if let Some(v) = &raw.dangerous.keep_privileges {
@@ -164,6 +173,9 @@ impl Config {
             mtu,
             pq,
             relay,
+            dns,
+            lan_discovery,
+            port_mapping,
             log_format,
             log_level,
             auth,

@@ -25,6 +25,9 @@ pub(super) struct RawConfig {
     pub mtu: Value<i64>,
     pub pq: Value<String>,
     pub relay: Value<bool>,
+    pub dns: Value<bool>,
+    pub lan_discovery: Value<bool>,
+    pub port_mapping: Value<bool>,
     pub log_format: Value<String>,
     pub log_level: Value<String>,
     #[serde(default)]

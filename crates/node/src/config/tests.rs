@@ -20,6 +20,7 @@ fn nothing_given_gives_the_documented_defaults() {
     assert_eq!(config.auth, Auth::Certificate);
     assert_eq!(config.pq, PostQuantum::Preferred);
     assert!(config.relay);
+    assert!(config.dns && config.lan_discovery && config.port_mapping);
     assert_eq!(
         (config.worker_pairs(1), config.worker_pairs(2), config.worker_pairs(32)),
         (1, 1, 4)
@@ -42,6 +43,9 @@ workers = 3
 mtu = 1300
 pq = "required"
 relay = false
+dns = false
+lan_discovery = false
+port_mapping = false
 log_format = "json"
 log_level = "debug"
 [auth]
@@ -58,6 +62,7 @@ keep_privileges = true
     assert_eq!(config.worker_pairs(2), 3);
     assert_eq!(config.auth, Auth::Psk { file: "/etc/warren/net.psk".into() });
     assert!(config.dangerous.keep_privileges && !config.relay);
+    assert!(!config.dns && !config.lan_discovery && !config.port_mapping);
     assert_eq!(config.source("mtu"), Source::File(10));
 }
 

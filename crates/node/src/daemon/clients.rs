@@ -34,6 +34,8 @@ pub(super) struct Host<'a> {
     pub(super) prefixes: &'a [ipnet::IpNet],
     /// Where clients reach us when the request names nothing better.
     pub(super) endpoint: Option<Endpoint>,
+    /// Where this node answers for names.
+    pub(super) names: Option<IpAddr>,
 }
 
 fn random_bytes() -> Zeroizing<[u8; 32]> {
@@ -91,6 +93,7 @@ pub(super) fn create(
         preshared_key: &preshared_key,
         prefixes: host.prefixes,
         endpoint: &endpoint,
+        names: host.names,
     }
     .render();
     let reply = AddClientReply { name: name.to_string(), config: config.to_string() };

@@ -27,6 +27,7 @@ use warren_types::{DropCounters, LinkPublicKey};
 
 use super::membership::{self, Standing};
 use super::mesh::{Mesh, client_peer};
+use super::names::Names;
 use super::{Daemon, Inbox, startup, unix_now};
 use crate::api;
 use crate::config::{Auth, Config, Endpoint};
@@ -86,6 +87,8 @@ pub async fn run(start: Start) -> Ended {
     if fresh {
         membership::save(&store, &standing)?;
     }
+    let mut names =
+        Names::prepare(&config, identity.id(), &standing.member, &prefixes, &interface).await;
     let listener = api::bind(&config.api_socket())?;
     let wg_tool = wg_socket(&interface);
     confine(&config, wg_tool.as_ref().map(|s| s.path().to_owned()));
@@ -121,6 +124,8 @@ pub async fn run(start: Start) -> Ended {
             &mut OsRandom,
         );
     }
+    names.set_own(&standing.member, &clients);
+    names.serve();
     let mesh = Mesh::new(identity.id(), standing.member.network.suite, config.pq, clients);
     let endpoints = advertised(&config, underlay.local, &interface).await;
     let id = identity.id();
@@ -158,6 +163,7 @@ pub async fn run(start: Start) -> Ended {
         tokio::spawn(uapi::serve(socket, requests));
     }
 
+    let names_status = names.status();
     let daemon = Daemon {
         store,
         config,
@@ -175,6 +181,7 @@ pub async fn run(start: Start) -> Ended {
         sender,
         drops,
         mesh,
+        names,
         control,
         events: events.clone(),
         notices: BTreeMap::new(),
@@ -197,6 +204,7 @@ pub async fn run(start: Start) -> Ended {
         node: standing.member.name,
         network: standing.member.network.name,
         addresses: standing.member.addresses,
+        names: names_status,
         outcome,
     });
     let inbox = Inbox {

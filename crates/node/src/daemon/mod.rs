@@ -12,6 +12,7 @@ mod clients;
 mod launch;
 mod membership;
 mod mesh;
+mod names;
 mod requests;
 mod startup;
 mod status;
@@ -76,6 +77,7 @@ struct Daemon {
     sender: DatagramSender,
     drops: Arc<DropCounters>,
     mesh: Mesh,
+    names: names::Names,
     control: ControlHandle,
     events: EventLog,
     /// Lasting warnings for `warren status`, by topic.
@@ -345,6 +347,7 @@ impl Daemon {
         match change {
             DirectoryChange::Added(view) | DirectoryChange::Updated(view) => self.learn(view),
             DirectoryChange::Removed { view, reason } => {
+                self.names.forget(view.id());
                 if let Some(key) = self.mesh.forget(view.id()) {
                     self.engine.remove_peer(&key);
                     self.events.publish(Event::PeerRemoved {
@@ -361,6 +364,7 @@ impl Daemon {
 
     fn learn(&mut self, view: Arc<NodeView>) {
         let (id, name) = (view.id(), view.name.to_string());
+        self.names.learn(&view);
         let Some((old_key, new)) = self.mesh.learn(view) else { return };
         if let Some(key) = old_key {
             self.engine.remove_peer(&key);

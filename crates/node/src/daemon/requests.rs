@@ -109,6 +109,7 @@ impl Daemon {
             key: self.engine.public_key(),
             prefixes: &self.prefixes,
             endpoint,
+            names: self.names.server(),
         };
         let (client, reply) = clients::create(
             request,
@@ -173,6 +174,7 @@ impl Daemon {
 
     /// Tells the others where we are and which clients are behind us.
     pub(super) fn announce(&self) {
+        self.names.set_own(&self.member, self.mesh.clients());
         let own = super::launch::own_descriptor(
             &self.member,
             self.engine.public_key(),

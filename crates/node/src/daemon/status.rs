@@ -51,6 +51,7 @@ impl Daemon {
             peers,
             drops: self.drops.non_zero(),
             warnings: self.warnings(expires),
+            names: self.names.status(),
         }
     }
 

@@ -175,6 +175,15 @@ pub(crate) struct Flags {
     /// Pairs of data-path threads, 1 to 64 [default: by the number of cores].
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
+    /// Do not serve names of members (NODE.NETWORK.warren) as DNS.
+    #[arg(long)]
+    no_dns: bool,
+    /// Neither look for members on the local network by mDNS nor be found there.
+    #[arg(long)]
+    no_lan_discovery: bool,
+    /// Do not ask the router for a port.
+    #[arg(long)]
+    no_port_mapping: bool,
     /// Form of log lines on standard error: text (default) or json.
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
@@ -194,6 +203,9 @@ impl Flags {
             suite: self.suite,
             endpoints: self.endpoint,
             workers: self.workers,
+            no_dns: self.no_dns,
+            no_lan_discovery: self.no_lan_discovery,
+            no_port_mapping: self.no_port_mapping,
             log_format: self.log_format,
             log_level: self.log_level,
         };
@@ -308,6 +320,7 @@ mod tests {
             "up",
             "up --state-dir /tmp/a --name gpu-1 --listen 0.0.0.0:7000 --interface wr0 --detach",
             "up --suite chacha20poly1305 --network lab --config w.toml --log-format json",
+            "up --no-dns --no-lan-discovery --no-port-mapping",
             "up --endpoint vpn.example.org:9277 --endpoint 192.0.2.1:9277 --workers 2",
             "join warren1abc --name gpu-2",
             "invite --expires 1h --uses 3 --qr",

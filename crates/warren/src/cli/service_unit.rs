@@ -43,7 +43,7 @@ impl ServiceUnit {
 # `warren down`, then: systemctl daemon-reload && systemctl enable --now warren
 [Unit]
 Description=Warren mesh VPN
-After=network-online.target
+After=network-online.target systemd-resolved.service
 Wants=network-online.target
 
 [Service]
@@ -65,9 +65,9 @@ PrivateTmp=yes
 DevicePolicy=closed
 DeviceAllow=/dev/net/tun rw
 
-# The interface and its routes need one capability.
-CapabilityBoundingSet=CAP_NET_ADMIN
-AmbientCapabilities=CAP_NET_ADMIN
+# Interface and routes; port 53 of the overlay addresses (given up once bound).
+CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_BIND_SERVICE
+AmbientCapabilities=CAP_NET_ADMIN CAP_NET_BIND_SERVICE
 NoNewPrivileges=yes
 RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
 RestrictNamespaces=yes
@@ -123,12 +123,12 @@ mod tests {
     }
 
     #[test]
-    fn one_capability_and_the_right_command() {
+    fn few_capabilities_and_the_right_command() {
         let text = unit("/var/lib/warren").unwrap();
         assert!(text.contains(
             "ExecStart=/usr/bin/warren up --state-dir /var/lib/warren --config /etc/warren/warren.toml\n"
         ));
-        assert!(text.contains("CapabilityBoundingSet=CAP_NET_ADMIN\n"));
+        assert!(text.contains("CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_BIND_SERVICE\n"));
         assert!(text.contains("StateDirectory=warren\n"));
         assert!(unit("/srv/w").unwrap().contains("ReadWritePaths=/srv/w\n"));
     }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use warren_node::fault::Fault;
-use warren_types::api::{PeerKind, PeerStatus, Status};
+use warren_types::api::{NamesState, NamesStatus, PeerKind, PeerStatus, Status};
 
 use super::{State, out, story};
 
@@ -33,6 +33,7 @@ fn render(status: &Status) -> String {
     row("suite", network.suite.to_string());
     row("admission", admission(status));
     row("data path", node.mode.clone());
+    row("names", names(&status.names));
     row("uptime", span(node.uptime_s));
     for warning in &status.warnings {
         row("warning", warning.clone());
@@ -49,6 +50,16 @@ fn render(status: &Status) -> String {
         text.push_str(&table(&status.peers));
     }
     text
+}
+
+fn names(names: &NamesStatus) -> String {
+    let hint = names.hint.as_deref().unwrap_or_default();
+    match names.state {
+        NamesState::Off => "off".to_owned(),
+        NamesState::Failed => format!("not served: {hint}"),
+        NamesState::Served => format!("NODE.{}: {hint}", names.domain),
+        NamesState::Resolved => format!("NODE.{}, by systemd-resolved", names.domain),
+    }
 }
 
 fn admission(status: &Status) -> String {
@@ -166,6 +177,12 @@ mod tests {
             }],
             drops: [("replay".to_owned(), 3)].into(),
             warnings: vec!["no endpoint is reachable".into()],
+            names: NamesStatus {
+                domain: "lab.warren".into(),
+                servers: vec!["100.64.0.1".parse().unwrap()],
+                state: NamesState::Served,
+                hint: Some("`dig @100.64.0.1 gpu-1.lab.warren` asks this node".into()),
+            },
         }
     }
 
@@ -184,6 +201,7 @@ mod tests {
             "1.5 MB",
             "999 B",
             "192.0.2.2:9277",
+            "NODE.lab.warren: `dig @100.64.0.1",
         ] {
             assert!(text.contains(part), "no {part:?} in\n{text}");
         }

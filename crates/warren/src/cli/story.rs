@@ -4,14 +4,14 @@
 use std::net::{IpAddr, SocketAddr};
 
 use warren_node::start::{Outcome, Ready};
-use warren_types::api::Event;
+use warren_types::api::{Event, NamesState, NamesStatus};
 
 /// What `up` and `join` print once the node serves. Exactly one line starts
 /// with `warren join`: the one to paste.
 pub(super) fn opening(ready: &Ready) -> String {
-    let Ready { node, network, addresses, outcome } = ready;
+    let Ready { node, network, addresses, names, outcome } = ready;
     let here = format!("{node} ({})", listed(addresses));
-    match outcome {
+    let told = match outcome {
         Outcome::Created { code: Ok(code) } => format!(
             "Network {network} is up; this machine is {here}.\n\
              On the second machine, run:\n\
@@ -38,6 +38,20 @@ pub(super) fn opening(ready: &Ready) -> String {
             };
             format!("Back in {network}; this machine is {here}. {next}\n")
         }
+    };
+    told + &named(names)
+}
+
+/// How to reach members by name; nothing where names are switched off.
+fn named(names: &NamesStatus) -> String {
+    let domain = &names.domain;
+    match (names.state, &names.hint) {
+        (NamesState::Resolved, _) => format!("Members have names here: NODE.{domain}.\n"),
+        (NamesState::Served, Some(hint)) => {
+            format!("Members have names, NODE.{domain}: {hint}.\n")
+        }
+        (NamesState::Failed, Some(hint)) => format!("Names of members are not served: {hint}.\n"),
+        _ => String::new(),
     }
 }
 
@@ -55,6 +69,7 @@ pub(super) fn opening_json(ready: &Ready) -> String {
         "name": ready.node.as_str(),
         "network": ready.network.as_str(),
         "addresses": ready.addresses,
+        "names": ready.names,
         "code": code,
     });
     format!("{object}\n")
@@ -120,6 +135,7 @@ mod tests {
             node: "gpu-1".parse().unwrap(),
             network: "lab".parse().unwrap(),
             addresses: vec!["100.64.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+            names: NamesStatus::default(),
             outcome,
         }
     }

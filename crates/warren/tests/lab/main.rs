@@ -11,6 +11,7 @@
 mod admission;
 mod attacks;
 mod authentication;
+mod names;
 mod network;
 mod stock;
 mod story;
@@ -55,6 +56,8 @@ const SCENARIOS: &[Scenario] = &[
     ("a_mesh_forms_in_bad_weather", world::a_mesh_forms_in_bad_weather),
     ("garbage_does_not_hurt_honest_peers", attacks::garbage_does_not_hurt_honest_peers),
     ("forged_initiations_do_not_hurt_honest_peers", attacks::forged_initiations),
+    ("names_resolve_on_every_node_and_go_with_it", names::names_resolve_and_go),
+    ("split_dns_comes_and_goes_with_the_daemon", names::split_dns),
     ("wireguard_go_reaches_the_mesh", stock::wireguard_go_reaches_the_mesh),
     ("boringtun_reaches_the_mesh", stock::boringtun_reaches_the_mesh),
     ("stock_wg_shows_a_warren_interface", stock::stock_wg_shows_a_warren_interface),

@@ -1,0 +1,157 @@
+//! The daemon's side of names: what the directory says becomes the zone, the
+//! system's resolver is told, and the operator learns how far that went.
+//!
+//! Invariants: names follow members as they come and go; failing to serve them
+//! never stops the node. Deliberately not here: DNS itself (`crate::dns`).
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use warren_control::directory::NodeView;
+use warren_types::NodeId;
+use warren_types::api::{NamesState, NamesStatus};
+
+use crate::config::Config;
+use crate::dns::resolved::{self, Arranged};
+use crate::dns::{self, SharedZone, Sockets, Zone};
+use crate::store::{Member, StoredClient};
+
+/// Names as this node serves them.
+pub(super) struct Names {
+    own: NodeId,
+    zone: Option<SharedZone>,
+    sockets: Option<Sockets>,
+    status: NamesStatus,
+}
+
+impl Names {
+    /// Binds the port and tells the system's resolver: both take privileges, so
+    /// it comes before they are dropped. Nothing is answered until
+    /// [`Names::serve`].
+    pub(super) async fn prepare(
+        config: &Config,
+        own: NodeId,
+        member: &Member,
+        prefixes: &[IpNet],
+        interface: &str,
+    ) -> Self {
+        let mut names = Self {
+            own,
+            zone: None,
+            sockets: None,
+            status: NamesStatus {
+                domain: format!("{}.warren", member.network.name),
+                servers: Vec::new(),
+                state: NamesState::Off,
+                hint: None,
+            },
+        };
+        if !config.dns {
+            return names;
+        }
+        let zone = Zone::new(&member.name, &member.network.name, prefixes.to_vec());
+        let bound = dns::bind(&member.addresses).await;
+        let (zone, sockets) = match (zone, bound) {
+            (Ok(zone), Ok(sockets)) => (zone, sockets),
+            (zone, bound) => {
+                let reason = zone
+                    .err()
+                    .map(|e| e.to_string())
+                    .or_else(|| bound.err().map(|e| e.to_string()))
+                    .unwrap_or_default();
+                tracing::warn!(reason, "names are not served");
+                names.status.state = NamesState::Failed;
+                names.status.hint = Some(format!("{reason}; `--no-dns` leaves names alone"));
+                return names;
+            }
+        };
+        names.status.servers = sockets.addresses();
+        let arranged = resolved::arrange(interface, &names.status.servers, &zone.domains());
+        tracing::info!(?arranged, servers = ?names.status.servers, "names");
+        names.status.state = match arranged {
+            Arranged::Split => NamesState::Resolved,
+            _ => NamesState::Served,
+        };
+        names.status.hint = hint(&arranged, &names.status, member, interface);
+        names.sockets = Some(sockets);
+        names.zone = Some(SharedZone::new(zone));
+        names.put(own, vec![(member.name.clone(), member.addresses.clone())]);
+        names
+    }
+
+    /// Starts to answer.
+    pub(super) fn serve(&mut self) {
+        if let (Some(sockets), Some(zone)) = (self.sockets.take(), &self.zone) {
+            dns::serve(sockets, zone);
+        }
+    }
+
+    fn put(&self, id: NodeId, entries: Vec<(warren_types::NodeName, Vec<IpAddr>)>) {
+        if let Some(zone) = &self.zone {
+            zone.lock().put(id, entries);
+        }
+    }
+
+    /// A member is known, or known anew; ourselves as well.
+    pub(super) fn learn(&self, view: &NodeView) {
+        if view.id() == self.own {
+            // Our own descriptor comes back late; the daemon knows better.
+            return;
+        }
+        let node = (view.name.clone(), view.addresses.clone());
+        let clients = view.clients.iter().map(|c| (c.name.clone(), c.addresses.clone()));
+        self.put(view.id(), std::iter::once(node).chain(clients).collect());
+    }
+
+    /// This node and its clients.
+    pub(super) fn set_own(&self, member: &Member, clients: &[StoredClient]) {
+        let node = (member.name.clone(), member.addresses.clone());
+        let clients = clients.iter().map(|c| (c.name.clone(), c.addresses.clone()));
+        self.put(self.own, std::iter::once(node).chain(clients).collect());
+    }
+
+    /// A member is gone.
+    pub(super) fn forget(&self, id: NodeId) {
+        if let Some(zone) = &self.zone {
+            zone.lock().remove(id);
+        }
+    }
+
+    /// The address to ask when one is enough.
+    pub(super) fn server(&self) -> Option<IpAddr> {
+        let servers = &self.status.servers;
+        servers.iter().find(|a| a.is_ipv4()).or(servers.first()).copied()
+    }
+
+    pub(super) fn status(&self) -> NamesStatus {
+        self.status.clone()
+    }
+}
+
+/// What to do so that programs on this machine resolve the names.
+fn hint(
+    arranged: &Arranged,
+    status: &NamesStatus,
+    member: &Member,
+    interface: &str,
+) -> Option<String> {
+    let server = status.servers.iter().find(|a| a.is_ipv4()).or(status.servers.first())?;
+    let domain = &status.domain;
+    let name = format!("{}.{domain}", member.name);
+    match arranged {
+        Arranged::Split => None,
+        Arranged::Unused => Some(
+            "systemd-resolved knows the names, but programs do not ask it: run \
+             `ln -sf /run/systemd/resolve/stub-resolv.conf /etc/resolv.conf`"
+                .to_owned(),
+        ),
+        Arranged::Absent => Some(format!(
+            "`dig @{server} {name}` asks this node; for all programs put `nameserver {server}` \
+             first in /etc/resolv.conf, or `server=/{domain}/{server}` into dnsmasq"
+        )),
+        Arranged::Failed(reason) => Some(format!(
+            "systemd-resolved was not told ({reason}): run `resolvectl dns {interface} {server}` and \
+             `resolvectl domain {interface} ~{domain}`"
+        )),
+    }
+}

@@ -278,18 +278,13 @@ impl Via {
     }
 
     /// The way to `peer` now: the computed route, or the one the peer's own
-    /// datagrams came by when there is none or its first relay has no session.
+    /// datagrams came by when there is none or its first relay cannot be one.
     pub fn to(peer: &PeerLink, now_ms: u64) -> Option<Self> {
         let computed = peer.relay.load_full().and_then(|route| Self::over(route, now_ms));
-        if computed.as_ref().is_some_and(|via| via.session.is_some()) {
-            return computed;
-        }
-        let learnt = peer.relay_back.load_full().filter(|route| !route.stale(now_ms));
-        let learnt = learnt.and_then(|route| Self::over(route, now_ms));
-        match (computed, learnt) {
-            (Some(computed), Some(learnt)) if learnt.session.is_none() => Some(computed),
-            (computed, learnt) => learnt.or(computed),
-        }
+        computed.or_else(|| {
+            let learnt = peer.relay_back.load_full().filter(|route| !route.stale(now_ms))?;
+            Self::over(learnt, now_ms)
+        })
     }
 
     /// Largest inner packet of the link inside that the first relay's path
@@ -546,7 +541,7 @@ mod tests {
     }
 
     #[test]
-    fn a_learnt_way_steps_in_where_the_computed_one_has_no_session_and_ends() {
+    fn a_learnt_way_steps_in_where_no_computed_one_can_be_used_and_ends() {
         let (first, second, peer) = (link(2), link(3), link(9));
         for (hop, last) in [(&first, 2), (&second, 3)] {
             hop.roam(SocketAddr::from(([192, 0, 2, last], 7)));
@@ -555,11 +550,12 @@ mod tests {
         peer.relay.store(Some(Arc::new(route)));
         let bytes = frame(2, &[9, 3, 1]);
         learn(&peer, &RelayFrame::parse(&bytes).unwrap(), &second, true, 5);
-        let over = |now| Via::to(&peer, now).unwrap().route.relays().to_vec();
-        assert_eq!(over(5), [node(2)]);
-        let session = SendSession::new(Suite::Aes256Gcm, 1, &[1; 32], 170_000, true);
-        second.send.store(Some(Arc::new(session)));
-        assert_eq!(over(180_000), [node(3)]);
-        assert_eq!(over(5 + LEARNT_LIFE_MS), [node(2)]);
+        let over = |now| Via::to(&peer, now).map(|via| via.route.relays().to_vec());
+        assert_eq!(over(5), Some(vec![node(2)]));
+        first.roam("[fd00::2]:1".parse().unwrap());
+        assert_eq!(over(5), Some(vec![node(3)]), "the first is reached over others");
+        peer.relay.store(None);
+        assert_eq!(over(4 + LEARNT_LIFE_MS), Some(vec![node(3)]));
+        assert_eq!(over(5 + LEARNT_LIFE_MS), None);
     }
 }

@@ -1,10 +1,7 @@
 //! Asking one router, in the order of preference: PCP, NAT-PMP, UPnP.
 //!
 //! Invariants: only the router itself is asked and believed (a UPnP answer that
-//! points elsewhere is refused); every step is bounded in time. UPnP's client is
-//! a blocking one, with far fewer dependencies than its asynchronous twin; it
-//! runs on a thread of its own for some seconds, which never holds up the end
-//! of the process.
+//! points elsewhere is refused); every step is bounded in time.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::num::NonZeroU16;
@@ -13,8 +10,9 @@ use std::time::Duration;
 use crab_nat::{
     InternetProtocol, PortMapping, PortMappingOptions, PortMappingType, TimeoutConfig, natpmp, pcp,
 };
-use igd_next::{AddPortError, Gateway, PortMappingProtocol as Transport, SearchOptions};
-use tokio::sync::oneshot;
+use igd_next::aio::Gateway;
+use igd_next::aio::tokio::{Tokio, search_gateway};
+use igd_next::{AddPortError, PortMappingProtocol as Transport, SearchOptions};
 use warren_types::api::PortMappingProtocol;
 
 use super::LIFE;
@@ -48,7 +46,7 @@ pub(super) struct Mapping {
 enum By {
     /// PCP or NAT-PMP.
     Server(Box<PortMapping>),
-    Upnp(Box<Gateway>),
+    Upnp(Box<Gateway<Tokio>>),
 }
 
 /// Asks the router at `gateway` to send a UDP port to `inner`.
@@ -72,7 +70,7 @@ pub(super) async fn ask(gateway: Ipv4Addr, inner: SocketAddrV4) -> Result<Mappin
         Ok(mapping) => return of_server(mapping, inner).await,
         Err(error) => error.to_string(),
     };
-    let by_upnp = match on_thread(move || add_by_upnp(gateway, inner)).await {
+    let by_upnp = match add_by_upnp(gateway, inner).await {
         Ok(mapping) => return Ok(mapping),
         Err(error) => error,
     };
@@ -101,61 +99,50 @@ async fn of_server(mapping: PortMapping, inner: SocketAddrV4) -> Result<Mapping,
     })
 }
 
-/// Runs blocking work on a thread that nobody waits for at the end.
-async fn on_thread<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, String> + Send + 'static,
-) -> Result<T, String> {
-    let (done, result) = oneshot::channel();
-    std::thread::Builder::new()
-        .name("upnp".to_owned())
-        .spawn(move || {
-            // The daemon may have ended; then nobody wants the result.
-            let _ = done.send(work());
-        })
-        .map_err(|e| e.to_string())?;
-    result.await.unwrap_or_else(|_| Err("the UPnP client failed".to_owned()))
-}
-
-fn add_by_upnp(gateway: Ipv4Addr, inner: SocketAddrV4) -> Result<Mapping, String> {
-    let search = |to: Option<SocketAddr>| {
-        let mut options = SearchOptions {
-            bind_addr: SocketAddr::new(IpAddr::V4(*inner.ip()), 0),
-            timeout: Some(SEARCH),
-            single_search_timeout: Some(SEARCH),
-            ..SearchOptions::default()
-        };
-        if let Some(to) = to {
-            options.broadcast_address = to;
-        }
-        igd_next::search_gateway(options)
+async fn add_by_upnp(gateway: Ipv4Addr, inner: SocketAddrV4) -> Result<Mapping, String> {
+    let options = |to: Option<SocketAddr>| {
+        let mut options = SearchOptions::default();
+        options.bind_addr = SocketAddr::new(IpAddr::V4(*inner.ip()), 0);
+        options.broadcast_address = to.unwrap_or(options.broadcast_address);
+        options.timeout = Some(SEARCH);
+        options.single_search_timeout = Some(SEARCH);
+        options
     };
     // The router alone first; some listen to the group only.
-    let found = search(Some(SocketAddr::new(gateway.into(), SSDP)))
-        .or_else(|_| search(None))
-        .map_err(|e| e.to_string())?;
+    let alone = search_gateway(options(Some(SocketAddr::new(gateway.into(), SSDP)))).await;
+    let found = match alone {
+        Ok(found) => found,
+        Err(_) => search_gateway(options(None)).await.map_err(|e| e.to_string())?,
+    };
     if found.addr.ip() != IpAddr::from(gateway) {
         return Err(format!("{} answered for the router", found.addr.ip()));
     }
-    map_by_upnp(found, inner, inner.port())
+    map_by_upnp(found, inner, inner.port()).await
 }
 
 /// `wanted`: the outer port to try before any other.
-fn map_by_upnp(router: Gateway, inner: SocketAddrV4, wanted: u16) -> Result<Mapping, String> {
-    let outside = match router.get_external_ip().map_err(|e| e.to_string())? {
+async fn map_by_upnp(
+    router: Gateway<Tokio>,
+    inner: SocketAddrV4,
+    wanted: u16,
+) -> Result<Mapping, String> {
+    let outside = match router.get_external_ip().await.map_err(|e| e.to_string())? {
         IpAddr::V4(address) => address,
         IpAddr::V6(address) => return Err(format!("the router's address is {address}")),
     };
     let to = SocketAddr::V4(inner);
-    let port = match router.add_port(Transport::UDP, wanted, to, LIFE, LABEL) {
+    let port = match router.add_port(Transport::UDP, wanted, to, LIFE, LABEL).await {
         Ok(()) => wanted,
         // Taken back at the end; after a crash it stays, and is ours again at
         // the next start.
         Err(AddPortError::OnlyPermanentLeasesSupported) => {
-            router.add_port(Transport::UDP, wanted, to, 0, LABEL).map_err(|e| e.to_string())?;
+            let permanent = router.add_port(Transport::UDP, wanted, to, 0, LABEL).await;
+            permanent.map_err(|e| e.to_string())?;
             wanted
         }
         Err(_) => {
-            router.add_any_port(Transport::UDP, to, LIFE, LABEL).map_err(|e| e.to_string())?
+            let any = router.add_any_port(Transport::UDP, to, LIFE, LABEL).await;
+            any.map_err(|e| e.to_string())?
         }
     };
     Ok(Mapping {
@@ -185,7 +172,7 @@ impl Mapping {
                 mapping.renew().await.map_err(|e| e.to_string())?;
                 of_server(*mapping, inner).await
             }
-            By::Upnp(router) => on_thread(move || map_by_upnp(*router, inner, wanted)).await,
+            By::Upnp(router) => map_by_upnp(*router, inner, wanted).await,
         }
     }
 
@@ -195,10 +182,7 @@ impl Mapping {
         match self.by {
             By::Server(mapping) => mapping.try_drop().await.map_err(|(e, _)| e.to_string()),
             By::Upnp(router) => {
-                on_thread(move || {
-                    router.remove_port(Transport::UDP, port).map_err(|e| e.to_string())
-                })
-                .await
+                router.remove_port(Transport::UDP, port).await.map_err(|e| e.to_string())
             }
         }
     }

@@ -2,5 +2,6 @@
 
 pub mod config;
 pub mod control;
+pub mod discovery;
 pub mod dns;
 pub mod proto;

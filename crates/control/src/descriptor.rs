@@ -192,6 +192,28 @@ impl SignedDescriptor {
         self.parse().map(|body| (body.node, body.sequence))
     }
 
+    /// Owner, sequence and end (seconds since 1970), unchecked: what gossip
+    /// knows it by.
+    ///
+    /// # Errors
+    /// When the body does not parse.
+    pub fn header(&self) -> Result<(NodeId, u64, u64), DescriptorError> {
+        self.parse().map(|body| (body.node, body.sequence, body.expires))
+    }
+
+    /// The bytes that travel: a CBOR array of body, signature and MAC.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        cbor::to_vec(self)
+    }
+
+    /// The reverse of [`SignedDescriptor::to_bytes`]; nothing is checked.
+    ///
+    /// # Errors
+    /// When the bytes are anything else than one signed descriptor.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, DescriptorError> {
+        cbor::from_slice(bytes).map_err(|_| DescriptorError::Malformed("not a signed descriptor"))
+    }
+
     /// Endpoints it names, unchecked: hints where to dial.
     pub fn endpoints(&self) -> Vec<SocketAddr> {
         self.parse().map(|body| body.endpoints).unwrap_or_default()

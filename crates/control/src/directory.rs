@@ -171,6 +171,35 @@ impl Directory {
         if self.nodes.get(&id).is_some_and(|e| e.descriptor.body.sequence >= sequence) {
             return Ok(None);
         }
+        self.replace(signed, id, now)
+    }
+
+    /// Like [`Directory::apply`], but of two descriptors with one sequence takes
+    /// in the second: gossip has decided which of them stays, for all nodes
+    /// alike.
+    ///
+    /// # Errors
+    /// When the descriptor is refused; nothing changes then.
+    pub fn apply_chosen(
+        &mut self,
+        signed: &SignedDescriptor,
+        now: u64,
+    ) -> Result<Option<Vec<DirectoryChange>>, ApplyError> {
+        let (id, sequence) = signed.peek()?;
+        if let Some(known) = self.nodes.get(&id).map(|e| &e.descriptor)
+            && (known.body.sequence > sequence || *known.signed == *signed)
+        {
+            return Ok(None);
+        }
+        self.replace(signed, id, now)
+    }
+
+    fn replace(
+        &mut self,
+        signed: &SignedDescriptor,
+        id: NodeId,
+        now: u64,
+    ) -> Result<Option<Vec<DirectoryChange>>, ApplyError> {
         let descriptor =
             Arc::new(signed.verify(self.network, &self.membership, &self.revoked, now)?);
         if !self.nodes.contains_key(&id) && self.nodes.len() >= MAX_NODES {

@@ -84,6 +84,27 @@ impl SignedRevocation {
         Self { body, signature }
     }
 
+    /// Whom it revokes and when, unchecked.
+    ///
+    /// # Errors
+    /// When the body does not parse.
+    pub fn peek(&self) -> Result<RevocationBody, RevocationError> {
+        cbor::from_slice(&self.body).map_err(|_| RevocationError::Malformed)
+    }
+
+    /// The bytes that travel: a CBOR array of body and signature.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        cbor::to_vec(self)
+    }
+
+    /// The reverse of [`SignedRevocation::to_bytes`]; nothing is checked.
+    ///
+    /// # Errors
+    /// When the bytes are anything else than one revocation.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, RevocationError> {
+        cbor::from_slice(bytes).map_err(|_| RevocationError::Malformed)
+    }
+
     /// Checks signature and network.
     ///
     /// # Errors
@@ -96,8 +117,7 @@ impl SignedRevocation {
         if !identity::verify(ca, LABEL, &self.body, &self.signature) {
             return Err(RevocationError::BadSignature);
         }
-        let body: RevocationBody =
-            cbor::from_slice(&self.body).map_err(|_| RevocationError::Malformed)?;
+        let body = self.peek()?;
         if body.network == network { Ok(body) } else { Err(RevocationError::WrongNetwork) }
     }
 }

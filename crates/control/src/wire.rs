@@ -27,8 +27,6 @@ pub const ALPN_JOIN: &[u8] = b"warren-join/1";
 pub const LINK_PSK_LABEL: &[u8] = b"EXPORTER-warren-link-psk";
 /// Largest frame, bytes, without its length.
 pub const MAX_FRAME: usize = 256 * 1024;
-/// Most entries of one [`Digest`].
-pub const MAX_DIGEST: usize = 1000;
 /// Version of the message set.
 pub const VERSION: u8 = 1;
 
@@ -62,34 +60,6 @@ pub struct Hello {
     /// Name and version of the sender's program, at most 64 bytes.
     #[n(5)]
     pub software: String,
-}
-
-/// One line of a [`Digest`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
-pub struct DigestEntry {
-    /// A node the sender knows.
-    #[cbor(n(0), with = "cbor::node_id")]
-    pub node: NodeId,
-    /// The sequence it knows.
-    #[n(1)]
-    pub sequence: u64,
-}
-
-/// What the sender knows of the nodes with `after < id <= until`; the receiver
-/// answers with whatever it has that is newer or not named. A long list comes in
-/// parts that follow on each other.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-#[cbor(map)]
-pub struct Digest {
-    /// Part of the list, at most [`MAX_DIGEST`].
-    #[n(0)]
-    pub entries: Vec<DigestEntry>,
-    /// Exclusive lower bound of what this part speaks of; zeros in the first.
-    #[cbor(n(1), with = "cbor::node_id")]
-    pub after: NodeId,
-    /// Inclusive upper bound; all bits set in the last part.
-    #[cbor(n(2), with = "cbor::node_id")]
-    pub until: NodeId,
 }
 
 /// What a joiner asks.
@@ -183,12 +153,8 @@ pub enum Message {
     /// The sender accepted the peer's hello and installed the link's
     /// pre-shared key.
     Ready,
-    /// What the sender knows.
-    Digest(Digest),
-    /// A descriptor, of any node.
-    Descriptor(SignedDescriptor),
-    /// A revocation.
-    Revocation(SignedRevocation),
+    /// A message of gossip, whose bytes are `warren-discovery`'s.
+    Gossip(Vec<u8>),
     /// The sender asks for a new certificate.
     RenewRequest,
     /// The new chain, without the root.
@@ -232,9 +198,7 @@ impl Message {
             Self::PskProof(bytes) => put(0, &Bytes(bytes.clone())),
             Self::Hello(hello) => put(1, hello.as_ref()),
             Self::Ready => put(2, &Nothing()),
-            Self::Digest(digest) => put(3, digest),
-            Self::Descriptor(descriptor) => put(4, descriptor),
-            Self::Revocation(revocation) => put(5, revocation),
+            Self::Gossip(bytes) => put(3, &Bytes(bytes.clone())),
             Self::RenewRequest => put(6, &Nothing()),
             Self::RenewReply(chain) => put(7, &Chain(chain.clone())),
             Self::JoinRequest(request) => put(8, request),
@@ -263,9 +227,7 @@ impl Message {
                 d.decode::<Nothing>()?;
                 Self::Ready
             }
-            3 => Self::Digest(d.decode()?),
-            4 => Self::Descriptor(d.decode()?),
-            5 => Self::Revocation(d.decode()?),
+            3 => Self::Gossip(d.decode::<Bytes>()?.0),
             6 => {
                 d.decode::<Nothing>()?;
                 Self::RenewRequest
@@ -283,9 +245,6 @@ impl Message {
             return Err(WireError("bytes follow the message".into()));
         }
         match &message {
-            Self::Digest(digest) if digest.entries.len() > MAX_DIGEST => {
-                Err(WireError("the digest is too long".into()))
-            }
             Self::Hello(hello) if hello.software.len() > 64 => {
                 Err(WireError("the software name is too long".into()))
             }
@@ -314,13 +273,7 @@ mod tests {
                 software: "warren 0.1.0".into(),
             })),
             Message::Ready,
-            Message::Digest(Digest {
-                entries: vec![DigestEntry { node: NodeId([1; 32]), sequence: 9 }],
-                after: NodeId([0; 32]),
-                until: NodeId([0xff; 32]),
-            }),
-            Message::Descriptor(descriptor.clone()),
-            Message::Revocation(revocation.clone()),
+            Message::Gossip(vec![0x82, 1, 0x40]),
             Message::RenewRequest,
             Message::RenewReply(vec![vec![1], vec![2]]),
             Message::JoinRequest(JoinRequest {
@@ -364,8 +317,8 @@ mod tests {
         // [7, [array of 2^32 certificates]]
         let bytes = [0x82, 7, 0x81, 0x9a, 0xff, 0xff, 0xff, 0xff];
         assert!(Message::decode(&bytes).is_err());
-        let digest = [0x82, 3, 0xa2, 0, 0x9b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
-        assert!(Message::decode(&digest).is_err());
+        let gossip = [0x82, 3, 0x81, 0x5b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
+        assert!(Message::decode(&gossip).is_err());
     }
 
     proptest! {
@@ -375,7 +328,7 @@ mod tests {
         }
 
         #[test]
-        fn altered_messages_do_not_panic(which in 0_usize..14, at in any::<u16>(), to in any::<u8>()) {
+        fn altered_messages_do_not_panic(which in 0_usize..12, at in any::<u16>(), to in any::<u8>()) {
             let mut bytes = samples()[which].encode();
             let at = usize::from(at) % bytes.len();
             bytes[at] = to;

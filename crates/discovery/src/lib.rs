@@ -6,4 +6,6 @@
 //! may say and who signed it (`warren-control`), probing of paths
 //! (`warren-proto`), connections (`warren-node`).
 
+pub mod gossip;
+pub mod neighbours;
 pub mod routing;

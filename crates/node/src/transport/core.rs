@@ -22,27 +22,29 @@ use tokio::sync::{mpsc, oneshot};
 use warren_control::descriptor::DESCRIPTOR_LIFE;
 use warren_control::network::NetworkParameters;
 use warren_control::wire::{Hello, Message};
+use warren_discovery::gossip::{Gossip, Time};
+use warren_discovery::neighbours::Choice;
 use warren_types::{NodeId, NodeName, PresharedKey, mesh_node};
 
-use self::gossip::digest;
 pub(crate) use self::messages::{Command, Input, Outgoing, Target, Verdict};
 pub use self::messages::{ConnectionInfo, OwnDescriptor};
 use super::admin::{Admin, AdminError, Persist};
 use super::dial::Schedule;
 use super::event::{ControlEvent, PeerConnected, RefuseReason};
-use super::frame::frame;
 use super::session::{CLOSE_DONE, CLOSE_DUPLICATE, CLOSE_REFUSED};
 use super::shared::{Shared, remote};
+use crate::random::OsRandom;
+use rand_core::RngCore;
 
-/// Up to this many members everybody connects to everybody.
-pub const FULL_MESH: usize = 32;
-/// Above it, to this many neighbours on the ring of ids, and on demand.
-pub const NEIGHBOURS: usize = 8;
+/// Most connections with members; beyond, nobody new gets one unless we want it.
+pub const MAX_CONNECTIONS: usize = 512;
 /// Dial attempts under way at a time: a node that learns of many members at
 /// once neither floods the network nor starves its own handshakes.
 const DIALS: usize = 6;
-/// Between writes of the directory to disk.
+/// Between writes of the directory to disk, at least.
 const SAVE_EVERY: Duration = Duration::from_secs(2);
+/// And for each node known: the whole is written, so large ones are seldom.
+const SAVE_PER_NODE: Duration = Duration::from_millis(20);
 /// Refusals reported per [`REFUSAL_WINDOW`]; a flood must not fill the log.
 const REFUSALS: u32 = 20;
 const REFUSAL_WINDOW: Duration = Duration::from_secs(10);
@@ -117,13 +119,21 @@ pub(crate) struct Core {
     chores: Instant,
     own_issued: u64,
     renewal: Option<Instant>,
-    digest_turn: usize,
+    gossip: Gossip,
+    /// Whom to be connected to for the network's sake.
+    choice: Choice,
+    /// Cut off for what they sent, until then.
+    barred: HashMap<NodeId, Instant>,
+    /// Could not be reached; others are our neighbours instead until then.
+    unreachable: HashMap<NodeId, Instant>,
     refusals: (Instant, u32),
 }
 
 impl Core {
     pub(crate) fn new(shared: Arc<Shared>, parts: Parts) -> Self {
         let now = Instant::now();
+        let time = Time { ms: 0, unix: shared.now() };
+        let gossip = Gossip::new(shared.id(), OsRandom.next_u64(), time);
         let mut core = Self {
             shared,
             parts,
@@ -142,7 +152,10 @@ impl Core {
             chores: now,
             own_issued: 0,
             renewal: None,
-            digest_turn: 0,
+            gossip,
+            choice: Choice::default(),
+            barred: HashMap::new(),
+            unreachable: HashMap::new(),
             refusals: (now, 0),
         };
         for (node, address) in std::mem::take(&mut core.parts.bootstrap) {
@@ -156,6 +169,7 @@ impl Core {
                 }
             }
         }
+        core.restore_gossip();
         core
     }
 
@@ -175,6 +189,7 @@ impl Core {
                 () = tokio::time::sleep_until(due) => {}
             }
             self.do_chores();
+            self.gossip_chores();
             self.dial_due();
         }
     }
@@ -228,6 +243,13 @@ impl Core {
     // ---- connections -----------------------------------------------------
 
     fn on_hello(&mut self, node: NodeId, peer: Peer) -> Verdict {
+        if self.is_barred(node) {
+            return Verdict::Refused(RefuseReason::Barred);
+        }
+        let known = self.peers.contains_key(&node) || self.choice.contains(node);
+        if self.peers.len() >= MAX_CONNECTIONS && !known && !peer.dialer() {
+            return Verdict::Refused(RefuseReason::Busy);
+        }
         let now = self.shared.now();
         let applied = self.shared.directory().apply(&peer.hello.descriptor, now);
         match applied {
@@ -264,6 +286,10 @@ impl Core {
         }
         let dialer = peer.dialer();
         let (tell, installed) = oneshot::channel();
+        let time = self.time();
+        self.gossip.neighbour_down(node, time);
+        self.send_gossip();
+        self.stale |= self.unreachable.remove(&node).is_some();
         self.peers.insert(node, peer);
         if dialer {
             drop(tell);
@@ -304,21 +330,10 @@ impl Core {
         if peer.announced.is_none() {
             self.announce(node, installed);
         }
-        // Revocations first, then what we know, so that the peer can send what
-        // we lack.
-        let (mut frames, digests) = {
-            let directory = self.shared.directory();
-            let revocations: Vec<_> = directory
-                .revocations()
-                .records()
-                .map(|r| frame(&Message::Revocation(r.clone())))
-                .collect();
-            (revocations, digest(&directory))
-        };
-        frames.extend(digests);
-        if let Some(peer) = self.peers.get(&node) {
-            peer.push(frames);
-        }
+        // Revocations go first, then what each lacks.
+        let (preferred, now) = (self.choice.contains(node), self.time());
+        self.gossip.neighbour_up(node, preferred, now);
+        self.send_gossip();
     }
 
     fn on_closed(&mut self, node: NodeId, stable: usize, reason: String) {
@@ -326,6 +341,9 @@ impl Core {
             return;
         }
         let Some(peer) = self.peers.remove(&node) else { return };
+        let time = self.time();
+        self.gossip.neighbour_down(node, time);
+        self.send_gossip();
         if let Some(target) = peer.target {
             self.release(target);
         }
@@ -348,9 +366,7 @@ impl Core {
             return;
         }
         match message {
-            Message::Descriptor(descriptor) => self.on_descriptor(node, &descriptor),
-            Message::Revocation(record) => self.on_revocation(node, record),
-            Message::Digest(digest) => self.on_digest(node, &digest),
+            Message::Gossip(bytes) => self.on_gossip(node, &bytes),
             Message::RenewRequest => self.on_renew_request(node),
             Message::RenewReply(chain) => self.on_renewed(chain),
             Message::Unknown(number) => {
@@ -450,7 +466,7 @@ impl Core {
         let applied = self.shared.directory().revoke(record.clone(), self.shared.now());
         match applied {
             Ok(changes) => {
-                self.revoked(&record, changes.unwrap_or_default(), None);
+                self.revoked(&record, changes.unwrap_or_default());
                 // This must survive a crash right after the command.
                 self.save_directory();
                 Ok(node)
@@ -464,9 +480,10 @@ impl Core {
             let now = self.shared.now();
             let body = self.own_body(now, true);
             let signed = body.sign(&self.shared.key, self.shared.directory().membership());
-            let goodbye = frame(&Message::Descriptor(signed));
-            for peer in self.peers.values() {
-                peer.push(vec![goodbye.clone()]);
+            let now = self.time();
+            if let Some(record) = gossip::descriptor_record(&signed) {
+                self.gossip.publish(record, None, now);
+                self.send_gossip();
             }
         }
         let mut waiting = Vec::new();
@@ -496,13 +513,17 @@ impl Core {
         // With all attempts under way, the end of one is the next occasion.
         let room = self.attempts.len() < DIALS;
         let dial = self.schedule.values().filter(|s| room && !s.busy).map(|s| s.next).min();
-        let save = self.unsaved.map(|t| t + SAVE_EVERY);
-        [Some(self.chores), dial, save].into_iter().flatten().min().unwrap_or(self.chores)
+        let save = self.unsaved.map(|t| t + self.save_every());
+        [Some(self.chores), Some(self.gossip_due()), dial, save]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(self.chores)
     }
 
     fn do_chores(&mut self) {
         let now = Instant::now();
-        if self.unsaved.is_some_and(|t| now >= t + SAVE_EVERY) {
+        if self.unsaved.is_some_and(|t| now >= t + self.save_every()) {
             self.save_directory();
         }
         if now < self.chores {
@@ -522,13 +543,8 @@ impl Core {
             self.renewal = Some(now);
             self.check_renewal(false);
         }
-        // Repairs what pushing may have missed, one peer at a time.
-        let ready: Vec<_> = self.peers.values().filter(|p| p.ready).collect();
-        if !ready.is_empty() {
-            self.digest_turn = self.digest_turn.wrapping_add(1);
-            let peer = ready[self.digest_turn % ready.len()];
-            peer.push(digest(&self.shared.directory()));
-        }
+        self.barred.retain(|_, until| now < *until);
+        self.unreachable.retain(|_, until| now < *until);
     }
 
     /// Within the last tenth of its life, renewal is tried at every chance.
@@ -536,6 +552,10 @@ impl Core {
         self.validity().is_some_and(|(not_before, not_after)| {
             self.shared.now() >= not_after - (not_after - not_before) / 10
         })
+    }
+
+    fn save_every(&self) -> Duration {
+        SAVE_EVERY + SAVE_PER_NODE * u32::try_from(self.gossip.len()).unwrap_or(u32::MAX)
     }
 
     fn save_directory(&mut self) {

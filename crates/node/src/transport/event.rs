@@ -59,6 +59,12 @@ pub enum RefuseReason {
     /// The node has left the network.
     #[error("the node left the network")]
     HasLeft,
+    /// It was cut off for what it sent.
+    #[error("it sent forged records or floods within the last ten minutes and has to stay away")]
+    Barred,
+    /// Too many members are connected.
+    #[error("too many members are connected to this node; another one will take it")]
+    Busy,
 }
 
 impl From<FrameError> for RefuseReason {

@@ -53,7 +53,7 @@ use warren_types::{LinkPublicKey, NodeId, NodeName};
 
 pub use self::admin::{Admin, AdminError, Persist};
 use self::core::{Command, Core, Input, Parts, Target};
-pub use self::core::{ConnectionInfo, FULL_MESH, NEIGHBOURS, OwnDescriptor};
+pub use self::core::{ConnectionInfo, MAX_CONNECTIONS, OwnDescriptor};
 pub use self::event::{ControlEvent, PeerConnected, RefuseReason};
 pub use self::join::{JoinError, JoinRequestOptions, Joined, join};
 use self::shared::Shared;

@@ -14,13 +14,18 @@ use tokio::sync::oneshot;
 use warren_control::address::is_underlay;
 use warren_control::descriptor::MAX_ENDPOINTS;
 use warren_control::membership::Membership;
+use warren_discovery::neighbours;
 use warren_types::NodeId;
 
-use super::{Core, DIALS, FULL_MESH, Input, NEIGHBOURS, Target};
+use super::{Core, DIALS, Input, Target};
 use crate::transport::dial::{self, Schedule, jitter};
 use crate::transport::event::{ControlEvent, RefuseReason};
 use crate::transport::session::{self, Failure};
 use crate::transport::shared::remote;
+
+/// How long a member that could not be reached is not chosen as a neighbour,
+/// unless it reaches us.
+const UNREACHABLE: Duration = Duration::from_secs(300);
 
 impl Core {
     pub(super) fn occupy(&mut self, target: Target) {
@@ -38,20 +43,26 @@ impl Core {
     }
 
     /// Whom we want to be connected to: neighbours, and with them those we
-    /// connect to for the traffic there is.
-    pub(super) fn wanted(&self) -> (BTreeSet<NodeId>, BTreeSet<NodeId>) {
-        let directory = self.shared.directory();
+    /// connect to for the traffic there is. Chooses neighbours anew.
+    pub(super) fn wanted(&mut self) -> (BTreeSet<NodeId>, BTreeSet<NodeId>) {
         let own = self.shared.id();
-        let all: Vec<NodeId> = directory.views().map(|v| v.id()).filter(|id| *id != own).collect();
-        let neighbours: BTreeSet<NodeId> = if all.len() <= FULL_MESH {
-            all.iter().copied().collect()
-        } else {
-            neighbours(own, &all).collect()
+        let (all, pinned): (Vec<NodeId>, bool) = {
+            let directory = self.shared.directory();
+            let others = directory.views().map(|v| v.id()).filter(|id| *id != own);
+            (others.collect(), matches!(directory.membership(), Membership::Key(_)))
         };
+        let dead = |node: NodeId| self.unreachable.contains_key(&node) || self.is_barred(node);
+        let choice = neighbours::choose(own, &all, dead);
+        let mut neighbours: BTreeSet<NodeId> = choice.all().collect();
+        neighbours.retain(|node| !self.is_barred(*node));
         let mut wanted = neighbours.clone();
-        wanted.extend(self.on_demand.iter().copied().filter(|id| {
-            all.binary_search(id).is_ok() || matches!(directory.membership(), Membership::Key(_))
-        }));
+        let known = |id: &NodeId| pinned || all.binary_search(id).is_ok();
+        wanted.extend(self.on_demand.iter().copied().filter(known));
+        wanted.retain(|node| !self.is_barred(*node));
+        if choice != self.choice {
+            self.gossip.prefer(|node| choice.contains(node));
+            self.choice = choice;
+        }
         (neighbours, wanted)
     }
 
@@ -272,6 +283,10 @@ impl Core {
         };
         schedule.failed(now, &timing, refused);
         let attempt = schedule.failures;
+        if let Target::Node(node) = target {
+            // Others take its place among our neighbours.
+            self.stale |= self.unreachable.insert(node, now + UNREACHABLE).is_none();
+        }
         let node = match target {
             Target::Node(node) => Some(node),
             Target::Endpoint(_) => None,
@@ -298,32 +313,4 @@ fn most_telling(failures: Vec<(SocketAddr, Failure)>) -> Failure {
         .map(|(_, f)| f)
         .max_by_key(rank)
         .unwrap_or(Failure::Ended { reason: "no address is known".into(), refused: false })
-}
-/// Half of the neighbours follow on the ring of ids, which keeps it connected;
-/// the others are spread over it, which keeps it short.
-fn neighbours(own: NodeId, sorted: &[NodeId]) -> impl Iterator<Item = NodeId> + '_ {
-    let start = sorted.partition_point(|id| *id < own);
-    let len = sorted.len();
-    let near = (0..NEIGHBOURS / 2).map(move |n| start + n);
-    let far = (1..=NEIGHBOURS / 2).map(move |n| start + (len >> n).max(NEIGHBOURS));
-    near.chain(far).map(move |n| sorted[n % len])
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use warren_types::NodeId;
-
-    use super::{NEIGHBOURS, neighbours};
-
-    #[test]
-    fn neighbours_are_distinct_and_form_a_ring() {
-        let sorted: Vec<NodeId> = (0..100_u8).map(|n| NodeId([n; 32])).collect();
-        let chosen: BTreeSet<NodeId> = neighbours(NodeId([40; 32]), &sorted[..]).collect();
-        assert_eq!(chosen.len(), NEIGHBOURS);
-        let own = NodeId([99; 32]);
-        let others: Vec<NodeId> = sorted.iter().copied().filter(|id| *id != own).collect();
-        assert!(neighbours(own, &others).any(|id| id == NodeId([0; 32])), "wraps around");
-    }
 }

@@ -1,96 +1,237 @@
-//! What members tell each other: descriptors, revocations, digests, and our own
-//! descriptor.
+//! Gossip between members: the glue between connections, the state machine of
+//! `warren-discovery`, and what verifies each kind of record.
 //!
-//! Invariants: news goes to every connected peer but the one it came from, once;
-//! a third party's bad descriptor is not held against the peer that passed it
-//! on. Deliberately not here: what a descriptor may say (`warren-control`).
+//! Invariants: a record is taken in here exactly when gossip keeps it; what a
+//! change causes (closing a revoked node's connection, say) comes after the news
+//! of it is on its way. Deliberately not here: who is told what and when
+//! (`warren-discovery`), what a record may say (`warren-control`).
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use warren_control::descriptor::{
-    DESCRIPTOR_LIFE, DescriptorBody, MAX_ENDPOINTS, SignedDescriptor,
+    DESCRIPTOR_LIFE, DescriptorBody, DescriptorError, MAX_ENDPOINTS, SignedDescriptor,
 };
-use warren_control::directory::{ApplyError, Directory, DirectoryChange, RemovalReason};
-use warren_control::revocation::SignedRevocation;
-use warren_control::wire::{Digest, DigestEntry, MAX_DIGEST, Message};
+use warren_control::directory::{ApplyError, DirectoryChange, RemovalReason};
+use warren_control::revocation::{REVOCATION_LIFE, RevocationError, SignedRevocation};
+use warren_control::wire::Message;
+use warren_discovery::gossip::{self, Event, Kind, Record, Time, Verdict, Verifier};
 use warren_types::NodeId;
 
 use super::{Core, Outgoing};
-use crate::transport::event::ControlEvent;
+use crate::transport::event::{ControlEvent, RefuseReason};
 use crate::transport::frame::frame;
 use crate::transport::session::{CLOSE_DONE, CLOSE_REFUSED};
-use crate::transport::shared::remote;
+use crate::transport::shared::{Shared, remote};
 
 /// How long a peer that is no member any more may take to read why.
 const PARTING: Duration = Duration::from_secs(1);
+/// How long a peer that was cut off has to stay away.
+const BARRED: Duration = Duration::from_secs(600);
 
-impl Core {
-    pub(super) fn on_descriptor(&mut self, from: NodeId, descriptor: &SignedDescriptor) {
-        let now = self.shared.now();
-        let applied = self.shared.directory().apply(descriptor, now);
-        match applied {
+/// A descriptor as gossip carries it. `None` when it does not parse.
+pub(super) fn descriptor_record(signed: &SignedDescriptor) -> Option<Arc<Record>> {
+    let (node, sequence, expires) = signed.header().ok()?;
+    Record::new(Kind::Descriptor, node.0, sequence, expires, &signed.to_bytes())
+}
+
+/// A revocation as gossip carries it. `None` when it does not parse.
+pub(super) fn revocation_record(signed: &SignedRevocation) -> Option<Arc<Record>> {
+    let body = signed.peek().ok()?;
+    let expires = body.at.saturating_add(REVOCATION_LIFE);
+    let sequence = body.at.saturating_mul(1000);
+    Record::new(Kind::Revocation, body.node.0, sequence, expires, &signed.to_bytes())
+}
+
+/// Verifies records by taking them in, and remembers what that changed.
+struct Intake<'a> {
+    shared: &'a Shared,
+    changes: Vec<DirectoryChange>,
+    /// The sequence of a descriptor of our own that we did not know.
+    ours: Option<u64>,
+    revoked: bool,
+}
+
+impl Verifier for Intake<'_> {
+    fn verify(&mut self, record: &Record, now: Time) -> Verdict {
+        match record.kind() {
+            Kind::Revocation => self.revocation(record, now.unix),
+            Kind::Descriptor => self.descriptor(record, now.unix),
+            // Nobody makes these yet.
+            Kind::Trust | Kind::LinkState | Kind::RouteApproval => Verdict::Ignore,
+        }
+    }
+}
+
+impl Intake<'_> {
+    fn descriptor(&mut self, record: &Record, now: u64) -> Verdict {
+        let Ok(signed) = SignedDescriptor::from_bytes(record.body()) else {
+            return Verdict::Forged;
+        };
+        if descriptor_record(&signed).as_deref() != Some(record) {
+            return Verdict::Forged;
+        }
+        match self.shared.directory().apply_chosen(&signed, now) {
             Ok(changes) => {
-                let news = changes.is_some();
-                self.spread(changes, descriptor, Some(from));
-                let about_us = descriptor.peek().ok();
-                if news
-                    && let Some((id, sequence)) = about_us
-                    && id == self.shared.id()
-                    && sequence > self.parts.sequence
-                {
-                    // Signed by us in an earlier life (our clock or our state
-                    // went back): what we say now must win.
-                    self.parts.sequence = sequence;
-                    self.publish();
+                self.changes.extend(changes.unwrap_or_default());
+                if record.subject() == &self.shared.id().0 {
+                    self.ours = Some(record.sequence());
                 }
+                Verdict::Accept
             }
-            Err(ApplyError::Descriptor(error)) => {
-                // Third parties' descriptors may be old or revoked here; that
-                // is no fault of the peer that passed them on.
-                tracing::debug!(%error, "descriptor not taken in");
-            }
+            Err(ApplyError::Descriptor(
+                DescriptorError::BadSignature
+                | DescriptorError::BadMac
+                | DescriptorError::WrongNetwork,
+            )) => Verdict::Forged,
+            // The peer may know other clocks, limits, pins or revocations.
             Err(error) => {
-                if let Some(peer) = self.peers.get(&from) {
-                    let at = remote(&peer.connection);
-                    self.refused(at, error.into());
-                }
+                tracing::debug!(%error, "a descriptor was not taken in");
+                Verdict::Ignore
             }
         }
     }
 
-    pub(super) fn on_revocation(&mut self, from: NodeId, record: SignedRevocation) {
-        let applied = self.shared.directory().revoke(record.clone(), self.shared.now());
-        match applied {
-            Ok(Some(changes)) => self.revoked(&record, changes, Some(from)),
-            Ok(None) => {}
-            Err(error) => tracing::warn!(%error, "a revocation was not taken in"),
+    fn revocation(&mut self, record: &Record, now: u64) -> Verdict {
+        let Ok(signed) = SignedRevocation::from_bytes(record.body()) else {
+            return Verdict::Forged;
+        };
+        if revocation_record(&signed).as_deref() != Some(record) {
+            return Verdict::Forged;
         }
+        match self.shared.directory().revoke(signed, now) {
+            Ok(changes) => {
+                self.revoked |= changes.is_some();
+                self.changes.extend(changes.unwrap_or_default());
+                Verdict::Accept
+            }
+            Err(error @ (RevocationError::Over | RevocationError::Full)) => {
+                tracing::debug!(%error, "a revocation was not taken in");
+                Verdict::Ignore
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a revocation was not taken in");
+                Verdict::Forged
+            }
+        }
+    }
+}
+
+impl Core {
+    pub(super) fn time(&self) -> Time {
+        let ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Time { ms, unix: self.shared.now() }
+    }
+
+    /// When gossip has something to do.
+    pub(super) fn gossip_due(&self) -> Instant {
+        self.started + Duration::from_millis(self.gossip.poll_timeout())
+    }
+
+    pub(super) fn gossip_chores(&mut self) {
+        let now = self.time();
+        if self.gossip.poll_timeout() <= now.ms {
+            self.gossip.handle_timeout(now);
+            self.send_gossip();
+        }
+    }
+
+    /// Takes what is known already into gossip.
+    pub(super) fn restore_gossip(&mut self) {
+        let directory = self.shared.directory();
+        let descriptors = directory.descriptors().filter_map(|d| descriptor_record(&d.signed));
+        let revocations = directory.revocations().records().filter_map(revocation_record);
+        for record in descriptors.chain(revocations) {
+            self.gossip.restore(record);
+        }
+    }
+
+    pub(super) fn on_gossip(&mut self, from: NodeId, bytes: &[u8]) {
+        let now = self.time();
+        let mut intake =
+            Intake { shared: &self.shared, changes: Vec::new(), ours: None, revoked: false };
+        match gossip::Message::decode(bytes) {
+            Ok(message) => self.gossip.handle_message(from, message, now, &mut intake),
+            Err(error) => {
+                tracing::debug!(%error, node = %from, "a gossip message does not parse");
+                self.gossip.malformed(from, now);
+            }
+        }
+        let Intake { changes, ours, revoked, .. } = intake;
+        self.send_gossip();
+        if !changes.is_empty() || revoked {
+            self.changed(changes);
+        }
+        if revoked {
+            self.note_own_revocation();
+        }
+        if let Some(sequence) = ours.filter(|s| *s > self.parts.sequence) {
+            // Signed by us in an earlier life (our clock or our state went
+            // back): what we say now must win.
+            self.parts.sequence = sequence;
+            self.publish();
+        }
+    }
+
+    /// Hands what gossip wants to say to the connections.
+    pub(super) fn send_gossip(&mut self) {
+        let mut batch: Option<(NodeId, Vec<Arc<[u8]>>)> = None;
+        while let Some((to, message)) = self.gossip.poll_transmit() {
+            let bytes = frame(&Message::Gossip(message.encode()));
+            match &mut batch {
+                Some((node, frames)) if *node == to => frames.push(bytes),
+                _ => {
+                    self.push_frames(batch.take());
+                    batch = Some((to, vec![bytes]));
+                }
+            }
+        }
+        self.push_frames(batch);
+        while let Some(event) = self.gossip.poll_event() {
+            let Event::CutOff { node, cause } = event;
+            self.barred.insert(node, Instant::now() + BARRED);
+            self.stale = true;
+            if let Some(peer) = self.peers.get(&node) {
+                let at = remote(&peer.connection);
+                peer.connection.close(CLOSE_REFUSED, b"");
+                self.refused(at, RefuseReason::Protocol(cause.as_str().into()));
+            }
+        }
+    }
+
+    fn push_frames(&self, batch: Option<(NodeId, Vec<Arc<[u8]>>)>) {
+        if let Some((node, frames)) = batch
+            && let Some(peer) = self.peers.get(&node)
+        {
+            peer.push(frames);
+        }
+    }
+
+    /// True for a peer that was cut off and may not come back yet.
+    pub(super) fn is_barred(&self, node: NodeId) -> bool {
+        self.barred.get(&node).is_some_and(|until| Instant::now() < *until)
     }
 
     /// Spreads a new revocation and parts from the node.
-    pub(super) fn revoked(
-        &mut self,
-        record: &SignedRevocation,
-        changes: Vec<DirectoryChange>,
-        from: Option<NodeId>,
-    ) {
-        let message = frame(&Message::Revocation(record.clone()));
-        for (node, peer) in &self.peers {
-            if Some(*node) != from {
-                peer.queue(vec![message.clone()]);
-            }
+    pub(super) fn revoked(&mut self, record: &SignedRevocation, changes: Vec<DirectoryChange>) {
+        let now = self.time();
+        if let Some(record) = revocation_record(record) {
+            self.gossip.publish(record, None, now);
+            self.send_gossip();
         }
         self.changed(changes);
+        self.note_own_revocation();
+    }
+
+    fn note_own_revocation(&self) {
         if self.shared.directory().revocations().contains(self.shared.id()) {
             self.emit(ControlEvent::Revoked);
         }
     }
 
-    /// Reports changes and passes the descriptor on.
+    /// Reports changes and passes the descriptor on; `from` as in gossip.
     pub(super) fn spread(
         &mut self,
         changes: Option<Vec<DirectoryChange>>,
@@ -98,11 +239,10 @@ impl Core {
         from: Option<NodeId>,
     ) {
         let Some(changes) = changes else { return };
-        let message = frame(&Message::Descriptor(descriptor.clone()));
-        for (node, peer) in &self.peers {
-            if Some(*node) != from {
-                peer.push(vec![message.clone()]);
-            }
+        let now = self.time();
+        if let Some(record) = descriptor_record(descriptor) {
+            self.gossip.publish(record, from, now);
+            self.send_gossip();
         }
         self.changed(changes);
     }
@@ -116,6 +256,11 @@ impl Core {
             let node = view.id();
             self.hints.remove(&node);
             self.on_demand.remove(&node);
+            if *reason != RemovalReason::Left {
+                // A tombstone stays, others have nothing more to say.
+                let now = self.time();
+                self.gossip.forget(Kind::Descriptor, &node.0, now);
+            }
             if *reason == RemovalReason::Left {
                 left.push(node);
             }
@@ -149,31 +294,11 @@ impl Core {
             Ok(record) => {
                 let applied = self.shared.directory().revoke(record.clone(), now);
                 match applied {
-                    Ok(changes) => self.revoked(&record, changes.unwrap_or_default(), None),
+                    Ok(changes) => self.revoked(&record, changes.unwrap_or_default()),
                     Err(error) => tracing::warn!(%error, "a node that left was not revoked"),
                 }
             }
             Err(reason) => self.emit(ControlEvent::NotSaved { reason }),
-        }
-    }
-
-    pub(super) fn on_digest(&mut self, node: NodeId, digest: &Digest) {
-        let known: HashMap<NodeId, u64> =
-            digest.entries.iter().map(|e| (e.node, e.sequence)).collect();
-        let frames: Vec<_> = {
-            let directory = self.shared.directory();
-            directory
-                .descriptors()
-                .filter(|d| {
-                    let id = d.body.node;
-                    let covered = id > digest.after && id <= digest.until;
-                    covered && known.get(&id).is_none_or(|s| *s < d.body.sequence)
-                })
-                .map(|d| frame(&Message::Descriptor(d.signed.as_ref().clone())))
-                .collect()
-        };
-        if let Some(peer) = self.peers.get(&node).filter(|_| !frames.is_empty()) {
-            peer.push(frames);
         }
     }
 
@@ -215,24 +340,4 @@ impl Core {
             routes: own.routes.clone(),
         }
     }
-}
-
-/// What we know, in parts that cover the ids in order.
-pub(super) fn digest(directory: &Directory) -> Vec<Arc<[u8]>> {
-    let entries: Vec<DigestEntry> = directory
-        .descriptors()
-        .map(|d| DigestEntry { node: d.body.node, sequence: d.body.sequence })
-        .collect();
-    let mut after = NodeId([0; 32]);
-    let mut parts = Vec::new();
-    let mut chunks = entries.chunks(MAX_DIGEST).peekable();
-    while let Some(part) = chunks.next() {
-        let until = match (chunks.peek(), part.last()) {
-            (Some(_), Some(last)) => last.node,
-            _ => NodeId([0xff; 32]),
-        };
-        parts.push(frame(&Message::Digest(Digest { entries: part.to_vec(), after, until })));
-        after = until;
-    }
-    parts
 }

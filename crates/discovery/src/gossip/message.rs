@@ -241,7 +241,7 @@ fn number(bytes: &[u8]) -> u64 {
 
 /// Cuts `bytes` into pieces of `size`, at most [`MAX_ITEMS`].
 fn pieces(bytes: &[u8], size: usize) -> Result<std::slice::ChunksExact<'_, u8>, CodecError> {
-    if bytes.len() % size != 0 || bytes.len() / size > MAX_ITEMS {
+    if !bytes.len().is_multiple_of(size) || bytes.len() / size > MAX_ITEMS {
         return Err(bad("a list of an impossible length"));
     }
     Ok(bytes.chunks_exact(size))

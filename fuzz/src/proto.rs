@@ -257,6 +257,7 @@ pub fn link_frame(data: &[u8]) {
     let rng = &mut Counter(0);
     let (mut engine, now) = engine(Suite::Aes256Gcm, rng);
     let link = engine.peers().next().expect("it has one").clone();
-    engine.handle_link_frame(&link, data, now, rng);
+    let from = SocketAddr::from(([198, 51, 100, 1], 1024));
+    engine.handle_link_frame(&link, from, data, now, rng);
     drain(&mut engine);
 }

@@ -3,6 +3,7 @@
 //!
 //! - [`packet`]: checked views of IP, TCP and UDP; segmentation and coalescing.
 //! - [`engine`]: handshakes, timers and sessions of all links.
+//! - [`path`]: which of several ways to a peer its packets take.
 //! - [`noise`]: link handshakes.
 //! - [`link`]: what worker threads share with the engine: sessions, peers, tables.
 //!
@@ -18,6 +19,7 @@ pub mod engine;
 pub mod link;
 pub mod noise;
 pub mod packet;
+pub mod path;
 
 #[cfg(test)]
 mod test_rng;

@@ -157,7 +157,7 @@ fn an_idle_peer_costs_little_memory_and_no_timer() {
     assert!(world.nodes[0].engine.poll_timeout().is_none());
     let routes = world.nodes[0].tables.routes.load();
     assert_eq!(
-        routes.lookup("100.64.0.77".parse().unwrap()).unwrap().key.0[..4],
+        routes.lookup("100.64.0.77".parse().unwrap()).unwrap().key().0[..4],
         77u32.to_le_bytes()
     );
 }

@@ -103,7 +103,7 @@ fn three_nodes_in_a_storm_are_up_again_soon_after_it() {
             from.sort_unstable();
             let others: Vec<u32> = (0..3).filter(|n| *n != i as u32).collect();
             assert_eq!(from, others, "round {round}, node {i}");
-            assert!(node.timeouts < 20_000, "no busy loop: {}", node.timeouts);
+            assert!(node.timeouts < 40_000, "no busy loop: {}", node.timeouts);
         }
     }
 }
@@ -169,7 +169,10 @@ proptest! {
     fn arbitrary_frames_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
         let (mut world, _) = recorded(Suite::Aes256Gcm);
         let link = world.link(1, 0);
-        world.with(1, |engine, now, rng| engine.handle_link_frame(&link, &bytes, now, rng));
+        let from = world.nodes[0].address;
+        world.with(1, |engine, now, rng| {
+            engine.handle_link_frame(&link, from, &bytes, now, rng);
+        });
         if let Some(Frame::EchoReply { .. }) = Frame::parse(&bytes) {
             prop_assert!(bytes.len() == 16);
         }

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use ipnet::IpNet;
 use tokio::sync::mpsc;
 use warren_control::directory::{DirectoryChange, NodeView};
-use warren_proto::engine::{Engine, LinkEvent, LinkState, Now, Refusal, Transmit};
+use warren_proto::engine::{Engine, LinkEvent, LinkState, Now, PathKind, Refusal, Transmit};
 use warren_proto::link::event::ToEngine;
 use warren_types::api::Event;
 use warren_types::{DropCounters, DropReason, LinkPublicKey, NodeId};
@@ -178,11 +178,11 @@ impl Daemon {
             ToEngine::Handshake { from, data } => {
                 self.engine.handle_handshake(from, &data, queued, now, rng);
             }
-            ToEngine::LinkFrame { peer, data, .. } => {
-                self.engine.handle_link_frame(&peer, &data, now, rng);
+            ToEngine::LinkFrame { peer, from, data } => {
+                self.engine.handle_link_frame(&peer, from, &data, now, rng);
             }
             ToEngine::Staged { peer, packets } => {
-                self.dial(&peer.key);
+                self.dial(&peer.key());
                 self.engine.handle_staged(&peer, packets, now, rng);
             }
             ToEngine::Confirmed { session } => self.engine.handle_confirmed(&session, now, rng),
@@ -226,6 +226,12 @@ impl Daemon {
                 }
             }
             LinkEvent::EndpointChanged { peer, to } => self.promoted(&peer, to, None),
+            LinkEvent::PathChanged { peer, to, reason, .. } => {
+                tracing::info!(peer = self.mesh.name_of(&peer), %to, %reason, "path changed");
+                let rtt = self.engine.stats(&peer, self.now()).and_then(|stats| stats.rtt);
+                self.promoted(&peer, to, rtt.map(|rtt| rtt.as_secs_f64() * 1e3));
+            }
+            LinkEvent::ObservedAddress { .. } => {}
             LinkEvent::PeerUnreachable { peer } => {
                 if let Some(name) = self.mesh.name_of(&peer) {
                     self.events.publish(Event::PeerUnreachable { name });
@@ -250,7 +256,7 @@ impl Daemon {
 
     fn promoted(&self, peer: &LinkPublicKey, endpoint: SocketAddr, rtt_ms: Option<f64>) {
         if let Some(name) = self.mesh.name_of(peer) {
-            let path = "direct".to_owned();
+            let path = PathKind::of(endpoint).as_str().to_owned();
             self.events.publish(Event::PathPromoted { name, path, endpoint, rtt_ms });
         }
     }

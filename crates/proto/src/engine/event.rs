@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use warren_types::{LinkPublicKey, PresharedKey, Suite};
 
+use crate::path::{PathReason, PathStats};
+
 /// The time of a call: a monotonic clock for all timers, and the wall clock
 /// that initiations are stamped with.
 #[derive(Debug, Clone, Copy)]
@@ -68,12 +70,33 @@ pub enum LinkEvent {
         /// True when a pre-shared key went into the keys.
         preshared: bool,
     },
-    /// An authenticated message came from another address than before.
+    /// A stock WireGuard peer's authenticated message came from another address
+    /// than before, or its handshake did.
     EndpointChanged {
         /// Whose.
         peer: LinkPublicKey,
         /// The new address.
         to: SocketAddr,
+    },
+    /// Traffic to a Warren peer goes another way than before.
+    PathChanged {
+        /// Whose.
+        peer: LinkPublicKey,
+        /// The address before.
+        from: Option<SocketAddr>,
+        /// The address now; a mesh address when over other nodes.
+        to: SocketAddr,
+        /// Why.
+        reason: PathReason,
+    },
+    /// A peer sees us at an address it did not see us at before, over this path.
+    ObservedAddress {
+        /// Who.
+        peer: LinkPublicKey,
+        /// The path: the peer's address.
+        via: SocketAddr,
+        /// Ours, as seen there. A peer may lie.
+        address: SocketAddr,
     },
     /// Probing found that the path carries more or less than assumed.
     PathMtuChanged {
@@ -89,8 +112,8 @@ pub enum LinkEvent {
         /// Inside the tunnel, the peer's processing included.
         rtt: Duration,
     },
-    /// Echoes stayed unanswered although a session is up; a new handshake was
-    /// started.
+    /// Echoes stayed unanswered on all paths although a session is up; a new
+    /// handshake was started.
     PathSuspected {
         /// Whose.
         peer: LinkPublicKey,
@@ -218,6 +241,9 @@ pub struct PeerStats {
     pub has_psk: bool,
     /// As configured.
     pub persistent_keepalive: Option<Duration>,
+    /// All known paths, the one in use first; empty for stock WireGuard peers
+    /// and links that sleep.
+    pub paths: Vec<PathStats>,
     /// Bytes of inner packets received.
     pub rx_bytes: u64,
     /// Bytes of inner packets sent.

@@ -8,12 +8,13 @@ use rand_core::CryptoRng;
 use warren_types::{DropReason, LinkPublicKey, mesh_node};
 
 use super::event::{LinkEvent, Now, Refusal};
-use super::peer::{Peer, Pending, Session, advance};
+use super::peer::{Answered, Peer, Pending, Session, advance};
 use super::timers::{GIVE_UP_MS, JITTER_MS, RETRY_MS};
 use super::{Core, Engine};
 use crate::noise::mac::{COOKIE_LATENCY, COOKIE_LIFETIME, open_cookie};
 use crate::noise::message::{self, Kind};
-use crate::noise::{Initiator, OpenedInitiation, Tai64n, mac1_ok};
+use crate::noise::{Initiator, OpenedInitiation, StaticKey, Tai64n};
+use crate::path::PathReason;
 
 /// Shortest time between two initiations of one peer that are answered: 50 a
 /// second, as WireGuard.
@@ -21,6 +22,14 @@ const INITIATION_GAP_MS: u64 = 20;
 /// A changed address or key waits this long after an initiation; longer than
 /// [`INITIATION_GAP_MS`].
 const SETTLE_MS: u64 = 50;
+/// Without a session, an initiation goes to all known addresses this long after
+/// it went to the likeliest…
+const SPREAD_MS: u64 = 100;
+/// …and with one that works, this long.
+const SPREAD_LATE_MS: u64 = 1_000;
+/// Copies of one initiation answered, within this time.
+const MAX_COPIES: u8 = 4;
+const COPIES_MS: u64 = 800;
 /// Refusals reported in one second; all are counted.
 const REPORTED_A_SECOND: u32 = 20;
 
@@ -37,38 +46,47 @@ impl Engine {
         let Some((kind, _)) = Kind::of(datagram) else {
             return self.core.drop_packet(DropReason::Malformed);
         };
-        if !mac1_ok(&self.core.mac_key, datagram) {
+        let Some(own) = self.core.own_key_for(datagram, self.core.ms(now.instant)) else {
             return self.core.drop_packet(DropReason::BadMac);
-        }
+        };
         if kind == Kind::CookieReply {
             return self.cookie_reply(datagram, now);
         }
-        if !self.core.admit(from, datagram, queued, now, rng) {
+        if !self.core.admit(&own, from, datagram, queued, now, rng) {
             return self.core.drop_packet(DropReason::UnderLoad);
         }
         match kind {
-            Kind::Initiation => self.initiation(from, datagram, now, rng),
+            Kind::Initiation => self.initiation(&own, from, datagram, now, rng),
             _ => self.response(from, datagram, now, rng),
         }
     }
 
-    fn initiation(&mut self, from: SocketAddr, datagram: &[u8], now: Now, rng: &mut dyn CryptoRng) {
+    fn initiation(
+        &mut self,
+        own: &StaticKey,
+        from: SocketAddr,
+        datagram: &[u8],
+        now: Now,
+        rng: &mut dyn CryptoRng,
+    ) {
         let now_ms = self.core.ms(now.instant);
-        let opened = match OpenedInitiation::open(&self.core.config.key, datagram, rng) {
+        let opened = match OpenedInitiation::open(own, datagram, rng) {
             Ok(opened) => opened,
             Err(_) => return self.core.refuse(from, None, Refusal::NotAuthentic, now_ms),
         };
         let remote = opened.remote;
-        let Some(peer) = self.peers.get_mut(&remote) else {
+        let key = self.current_key(&remote, now_ms);
+        let Some(peer) = self.peers.get_mut(&key) else {
             return self.core.refuse(from, Some(remote), Refusal::UnknownPeer, now_ms);
         };
-        if opened.timestamp == peer.newest_initiation {
-            // Most likely the network's duplicate: nothing to report.
-            return self.core.drop_packet(DropReason::BadHandshake);
+        if opened.timestamp == *peer.newest(&remote) {
+            // A copy that came by another path, or the network's duplicate.
+            return peer.answer_again(&mut self.core, from, opened.timestamp, now_ms);
         }
         if let Err(reason) = peer.answer(&mut self.core, from, opened, now, rng) {
             return self.core.refuse(from, Some(remote), reason, now_ms);
         }
+        peer.worked_with(own.public(), remote);
         peer.service(&mut self.core, now, rng);
     }
 
@@ -102,6 +120,7 @@ impl Core {
     /// sent a cookie.
     fn admit(
         &mut self,
+        own: &StaticKey,
         from: SocketAddr,
         datagram: &[u8],
         queued: usize,
@@ -112,10 +131,11 @@ impl Core {
         if !self.load.note(queued, now_ms) {
             return true;
         }
-        if self.cookies.mac2_ok(from, datagram, now.instant) {
+        let cookies = self.cookies_of(own);
+        if cookies.mac2_ok(from, datagram, now.instant) {
             return self.sources.allow(from.ip(), now_ms);
         }
-        if let Some(reply) = self.cookies.reply(from, datagram, now.instant, rng) {
+        if let Some(reply) = cookies.reply(from, datagram, now.instant, rng) {
             self.send(from, reply.to_vec(), true);
         }
         false
@@ -154,8 +174,10 @@ impl Peer {
         if opened.suite != self.config.suite {
             return Err(Refusal::WrongSuite { expected: self.config.suite });
         }
-        if opened.timestamp <= self.newest_initiation {
-            let behind = opened.timestamp.behind(self.newest_initiation);
+        let remote = opened.remote;
+        let newest = *self.newest(&remote);
+        if opened.timestamp <= newest {
+            let behind = opened.timestamp.behind(newest);
             return Err(Refusal::TimestampNotNewer { behind });
         }
         if self.initiation_ms > 0 && now_ms < self.initiation_ms + INITIATION_GAP_MS {
@@ -164,7 +186,8 @@ impl Peer {
         if self.waits_for_psk() {
             return Err(Refusal::PresharedKeyMissing);
         }
-        self.newest_initiation = opened.timestamp;
+        let stamp = opened.timestamp;
+        *self.newest(&remote) = stamp;
         self.initiation_ms = now_ms;
 
         let index = core.new_index(self.key(), rng);
@@ -177,9 +200,11 @@ impl Peer {
             return Err(Refusal::NotAuthentic);
         };
         let crossed = self.active().pending.is_some();
-        let session = self.session(core, index, their_index, &keys, false, crossed, now_ms);
+        let session = self.session(core, index, their_index, &keys, false, crossed, remote, now_ms);
         let active = self.active();
         active.macs[1] = Some((index, sent.mac1));
+        active.answered =
+            Some(Answered { stamp, at_ms: now_ms, copies: 0, datagram: sent.datagram });
         if let Some(unused) = active.next.replace(session) {
             core.withdraw(&unused);
         }
@@ -188,6 +213,19 @@ impl Peer {
         advance(&self.link.last_tx_ms, now_ms);
         core.send(from, sent.datagram.to_vec(), true);
         Ok(())
+    }
+
+    /// Answers another copy of the initiation answered last, where it came from.
+    /// Its sender may not be whom it says: a few short answers, and no more.
+    fn answer_again(&mut self, core: &mut Core, from: SocketAddr, stamp: Tai64n, now_ms: u64) {
+        let answered = self.active.as_mut().and_then(|active| active.answered.as_mut());
+        match answered.filter(|last| last.stamp == stamp && now_ms < last.at_ms + COPIES_MS) {
+            Some(last) if last.copies < MAX_COPIES && self.config.is_warren => {
+                last.copies += 1;
+                core.send(from, last.datagram.to_vec(), true);
+            }
+            _ => core.drop_packet(DropReason::BadHandshake),
+        }
     }
 
     /// Takes the response to our initiation `index`.
@@ -202,20 +240,29 @@ impl Peer {
             return core.refuse(from, Some(key), Refusal::ResponseNotAuthentic, now_ms);
         };
         let their_index = message::sender(datagram).unwrap_or_default();
+        // Another copy of the initiation may have gone there later.
+        let rtt_us =
+            (pending.sent_to == from).then(|| core.us(now.instant).saturating_sub(pending.sent_us));
+        let (own, remote) = (pending.own, pending.remote);
         self.active().pending = None;
-        let session = self.session(core, index, their_index, &keys, true, false, now_ms);
+        let session = self.session(core, index, their_index, &keys, true, false, own, now_ms);
         self.move_to(core, from, now);
+        if self.config.is_warren && self.at(core, from).is_some() {
+            self.active().paths.proven(from, rtt_us, now_ms);
+        }
         advance(&self.link.last_rx_ms, now_ms);
         self.promote(core, session, now);
+        self.worked_with(own, remote);
     }
 
     fn take_cookie(&mut self, now_ms: u64, index: u32, datagram: &[u8]) -> bool {
-        let key = self.key();
+        let keys = self.keys();
         let Some(active) = self.active.as_mut() else {
             return false;
         };
         let mac1 = active.macs.iter().flatten().find(|(ours, _)| *ours == index).map(|(_, m)| *m);
-        let Some(cookie) = mac1.and_then(|mac1| open_cookie(&key, &mac1, datagram)) else {
+        let open = |mac1| keys.iter().flatten().find_map(|key| open_cookie(key, &mac1, datagram));
+        let Some(cookie) = mac1.and_then(open) else {
             return false;
         };
         let useful = (COOKIE_LIFETIME - COOKIE_LATENCY).as_millis() as u64;
@@ -228,22 +275,23 @@ impl Peer {
         (*until > now_ms).then(|| cookie.clone())
     }
 
-    /// An authenticated handshake message came from `from`.
+    /// An authenticated handshake message came from `from`. A path that works
+    /// is not left for it.
     fn move_to(&mut self, core: &mut Core, from: SocketAddr, now: Now) {
-        let known = self.link.endpoint.load().is_some();
-        if let Some(node) = mesh_node(from) {
-            // Over others it is at its own address only, and a direct way that
-            // works is not left for that.
-            let at = self.link.endpoint.load().as_deref().copied();
-            let direct = at.is_some_and(|at| mesh_node(at).is_none());
-            let up = self.active.as_ref().is_some_and(|active| active.current.is_some());
-            if self.overlay_address() != Some(node) || (direct && up) {
-                return;
+        let before = self.link.endpoint.load().as_deref().copied();
+        if !self.config.is_warren {
+            if self.link.roam(from) && before.is_some() {
+                core.event(LinkEvent::EndpointChanged { peer: self.key(), to: from });
             }
+            return;
         }
-        if self.link.roam(from) && known {
-            core.event(LinkEvent::EndpointChanged { peer: self.key(), to: from });
-            self.path_changed(core, now);
+        let now_ms = core.ms(now.instant);
+        let Some(from) = self.at(core, from) else { return };
+        let active = self.active();
+        if active.current.is_some() && active.paths.settled(now_ms) {
+            active.paths.heard(from, now_ms);
+        } else {
+            self.go_to(core, before, from, PathReason::Handshake, now);
         }
     }
 
@@ -299,6 +347,7 @@ impl Peer {
     /// Repeats an unanswered initiation, or gives up after 90 s.
     pub(super) fn retry_handshake(&mut self, core: &mut Core, now: Now, rng: &mut dyn CryptoRng) {
         let now_ms = core.ms(now.instant);
+        self.spread(core, now_ms);
         let Some(active) = self.active.as_mut() else {
             return;
         };
@@ -340,9 +389,12 @@ impl Peer {
         self.stamped = Tai64n::from_unix(now.unix).max(self.stamped.successor());
         let index = core.new_index(self.key(), rng);
         let cookie = self.cookie(now_ms);
+        let active = self.active();
+        active.initiations = active.initiations.saturating_add(1);
+        let (own, remote) = self.keys_to_try(core, now_ms);
         let started = Initiator::start(
-            &core.config.key,
-            &self.config.key,
+            &own,
+            &remote,
             self.config.suite,
             index,
             self.stamped,
@@ -350,6 +402,7 @@ impl Peer {
             rng,
         );
         let jitter = u64::from(rng.next_u32()) % JITTER_MS;
+        let (is_warren, sent_us) = (self.config.is_warren, core.us(now.instant));
         let active = self.active();
         if let Some(old) = active.pending.take() {
             core.indices.remove(&old.index);
@@ -360,10 +413,51 @@ impl Peer {
             core.indices.remove(&index);
             return;
         };
-        active.pending = Some(Pending { initiator, index, retry_at: now_ms + RETRY_MS + jitter });
+        let works = active.current.is_some() && active.paths.settled(now_ms);
+        active.pending = Some(Pending {
+            initiator,
+            index,
+            retry_at: now_ms + RETRY_MS + jitter,
+            datagram: sent.datagram,
+            // Ever more seldom: the first, second, fourth, eighth try.
+            spread_at: active
+                .initiations
+                .is_power_of_two()
+                .then_some(now_ms + if works { SPREAD_LATE_MS } else { SPREAD_MS }),
+            sent_to: to,
+            sent_us,
+            remote,
+            own: own.public(),
+        });
         active.macs[0] = Some((index, sent.mac1));
+        let relays: Vec<SocketAddr> = match works || !is_warren {
+            true => Vec::new(),
+            false => active.paths.others(now_ms),
+        };
         advance(&self.link.last_tx_ms, now_ms);
         core.send(to, sent.datagram.to_vec(), true);
+        // Over other nodes it arrives for sure, if there is a way.
+        for relay in relays.into_iter().filter(|at| *at != to && mesh_node(*at).is_some()) {
+            core.send(relay, sent.datagram.to_vec(), true);
+        }
+    }
+
+    /// Sends copies of an unanswered initiation to all other known addresses.
+    fn spread(&mut self, core: &mut Core, now_ms: u64) {
+        let Some(active) = self.active.as_mut() else { return };
+        let Some(pending) = active.pending.as_mut() else { return };
+        if pending.spread_at.is_none_or(|at| now_ms < at) {
+            return;
+        }
+        pending.spread_at = None;
+        if !self.config.is_warren {
+            return;
+        }
+        for to in active.paths.others(now_ms) {
+            if to != pending.sent_to {
+                core.send(to, pending.datagram.to_vec(), true);
+            }
+        }
     }
 }
 

@@ -19,10 +19,12 @@
 mod admission;
 mod event;
 mod handshake;
-mod liveness;
 mod path_mtu;
+mod paths;
 mod peer;
 mod relay;
+mod rotation;
+mod rx_loss;
 mod sessions;
 mod timers;
 
@@ -32,6 +34,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use rand_core::CryptoRng;
 use warren_types::{DropCounters, DropReason, LinkPublicKey, PresharedKey};
 
@@ -45,6 +48,8 @@ use crate::link::session::RecvSession;
 use crate::link::tables::{Routes, Tables};
 use crate::noise::mac::CookieIssuer;
 use crate::noise::{MacKey, StaticKey};
+use crate::path::admissible::overlay_prefixes;
+pub use crate::path::{PathKind, PathReason, PathState, PathStats};
 use admission::{LoadMeter, SourceLimiter};
 
 /// Waiting packets of all peers together, bytes.
@@ -96,6 +101,11 @@ struct Core {
     staged_bytes: usize,
     /// A second and how many refusals were reported in it.
     refusals: (u64, u32),
+    /// Prefixes that lead into the tunnel.
+    overlay: Vec<IpNet>,
+    own: paths::OwnAddresses,
+    /// Our static keys before this one, the latest first.
+    former: Vec<rotation::FormerKey>,
 }
 
 impl Core {
@@ -138,6 +148,8 @@ impl Core {
 pub struct Engine {
     core: Core,
     peers: HashMap<LinkPublicKey, Peer>,
+    /// Former key of a peer to the one it is kept under.
+    aliases: HashMap<LinkPublicKey, LinkPublicKey>,
     next_order: u64,
     routes_changed: bool,
     /// As set; the links' own are made of it.
@@ -150,6 +162,7 @@ impl Engine {
     /// shared with the workers (their `now_ms` is time since it, plus 1).
     pub fn new(config: EngineConfig, tables: Arc<Tables>, epoch: Instant) -> Self {
         let public = config.key.public();
+        let overlay = overlay_prefixes(&config.local);
         let core = Core {
             public,
             mac_key: MacKey::for_receiver(&public),
@@ -165,10 +178,14 @@ impl Engine {
             timers: BTreeSet::new(),
             staged_bytes: 0,
             refusals: (0, 0),
+            overlay,
+            own: paths::OwnAddresses::default(),
+            former: Vec::new(),
         };
         Self {
             core,
             peers: HashMap::new(),
+            aliases: HashMap::new(),
             next_order: 0,
             routes_changed: true,
             relay_routes: BTreeMap::new(),
@@ -193,6 +210,7 @@ impl Engine {
 
     /// Sets our own overlay addresses.
     pub fn set_local(&mut self, local: Vec<IpAddr>) {
+        self.core.overlay = overlay_prefixes(&local);
         self.core.config.local = local;
         self.routes_changed = true;
     }
@@ -240,7 +258,10 @@ impl Engine {
     pub fn remove_peer(&mut self, key: &LinkPublicKey) {
         if let Some(mut peer) = self.peers.remove(key) {
             peer.shut_down(&mut self.core);
-            self.core.config.key.forget(key);
+            for key in peer.keys().iter().flatten() {
+                self.aliases.remove(key);
+                self.core.forget_everywhere(key);
+            }
             self.routes_changed = true;
         }
     }
@@ -277,7 +298,8 @@ impl Engine {
     }
 
     /// Sends the peer's packets to `to` from now on; a waiting handshake is
-    /// tried there at once.
+    /// tried there at once. With a Warren peer that has a session, `to` becomes
+    /// one more path to choose from (see also [`Self::set_candidates`]).
     pub fn set_endpoint(
         &mut self,
         key: &LinkPublicKey,
@@ -286,9 +308,11 @@ impl Engine {
         rng: &mut dyn CryptoRng,
     ) {
         self.with_peer(key, |peer, core| {
-            if peer.link.roam(to) {
-                peer.path_changed(core, now);
-                let waiting = peer.active.as_ref().is_some_and(|a| a.current.is_none());
+            let up = peer.active.as_ref().is_some_and(|active| active.current.is_some());
+            if peer.config.is_warren && up {
+                peer.heard(core, to, now);
+            } else if peer.link.roam(to) {
+                let waiting = peer.active.is_some();
                 if waiting && peer.in_use() {
                     peer.restart_handshake(core, now, rng);
                 }
@@ -365,10 +389,12 @@ impl Engine {
         });
     }
 
-    /// An authenticated link frame (see [`crate::link::frame`]).
+    /// An authenticated link frame (see [`crate::link::frame`]) that came from
+    /// `from`. Answers go there.
     pub fn handle_link_frame(
         &mut self,
         link: &Arc<PeerLink>,
+        from: SocketAddr,
         frame: &[u8],
         now: Now,
         rng: &mut dyn CryptoRng,
@@ -379,17 +405,24 @@ impl Engine {
         self.with_link(link, |peer, core| {
             advance(&peer.link.last_rx_ms, core.ms(now.instant));
             peer.confirm_by_frame(core, now);
+            peer.heard(core, from, now);
             match frame {
-                Frame::EchoRequest { id, timestamp } => {
-                    peer.answer_echo(core, Frame::EchoReply { id, timestamp }, now);
+                Frame::EchoRequest { id, token } => peer.answer_echo(core, from, id, token, now),
+                Frame::EchoReply { id, token, received, observed } => {
+                    peer.echo_answered(core, id, token, received, observed, now);
                 }
-                Frame::EchoReply { id, .. } => peer.echo_answered(core, id, now),
+                Frame::Candidates { addresses, answer } => {
+                    peer.candidates_told(core, addresses, answer, now);
+                }
             }
             peer.service(core, now, rng);
         });
+        self.tell_news(now, rng);
     }
 
-    /// A worker moved a peer's endpoint after an authenticated message.
+    /// An authenticated message of a peer came from another address than it is
+    /// sent to: a stock WireGuard peer has moved there (a worker has set its
+    /// endpoint), of a Warren peer it may be a better path.
     pub fn handle_roamed(
         &mut self,
         link: &Arc<PeerLink>,
@@ -398,9 +431,12 @@ impl Engine {
         rng: &mut dyn CryptoRng,
     ) {
         self.with_link(link, |peer, core| {
-            peer.link.roam(to);
-            core.event(LinkEvent::EndpointChanged { peer: peer.key(), to });
-            peer.path_changed(core, now);
+            if peer.config.is_warren {
+                peer.heard(core, to, now);
+            } else {
+                peer.link.roam(to);
+                core.event(LinkEvent::EndpointChanged { peer: peer.key(), to });
+            }
             peer.service(core, now, rng);
         });
     }
@@ -431,6 +467,7 @@ impl Engine {
                 peer.service(core, now, rng);
             });
         }
+        self.tell_news(now, rng);
     }
 
     /// The next datagram to send, if any.
@@ -483,7 +520,7 @@ impl Engine {
     /// As [`Self::with_peer`], but not for a link whose peer was removed or
     /// replaced meanwhile.
     fn with_link(&mut self, link: &Arc<PeerLink>, work: impl FnOnce(&mut Peer, &mut Core)) {
-        if let Some(peer) = self.peers.get_mut(&link.key)
+        if let Some(peer) = self.peers.get_mut(&link.key())
             && Arc::ptr_eq(&peer.link, link)
         {
             work(peer, &mut self.core);

@@ -10,8 +10,6 @@
 //! Between searches, while packets flow, one full-size echo every 10 s (a
 //! canary) notices a path that has begun to swallow large packets.
 
-use super::liveness::ACTIVE_ECHO_MS;
-
 /// Inner size every path must carry: IPv6's minimum link of 1280 bytes minus
 /// IPv6, UDP and link overhead. Nothing below is tried.
 pub(super) const FLOOR: u32 = 1200;
@@ -24,6 +22,8 @@ const TRIES: u32 = 4;
 const GRAIN: u32 = 8;
 /// Between two searches.
 const AGAIN_MS: u64 = 600_000;
+/// When nothing at all came back.
+const DEAD_AGAIN_MS: u64 = 10_000;
 /// Between canaries while packets flow.
 const CANARY_MS: u64 = 10_000;
 /// Canaries lost in a row that start a search.
@@ -176,7 +176,7 @@ impl PathMtu {
         if self.good == 0 && self.probes.is_empty() {
             // Not even the smallest came back: the path is dead or the peer
             // does not answer, which is not about size.
-            self.finish(now_ms, ACTIVE_ECHO_MS * 10);
+            self.finish(now_ms, DEAD_AGAIN_MS);
             return None;
         }
         self.bad = failed.into_iter().min().map_or(self.bad, |size| self.bad.min(size));

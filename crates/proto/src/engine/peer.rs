@@ -3,18 +3,22 @@
 //! something happens and freed when the link sleeps again.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use warren_types::LinkPublicKey;
 
 use super::event::{PeerConfig, WakeReason};
-use super::liveness::Liveness;
 use super::path_mtu::PathMtu;
+use super::paths::Telling;
+use super::rotation::OtherKey;
+use super::rx_loss::RxLoss;
 use crate::link::peer::PeerLink;
 use crate::link::session::{RecvSession, SendSession};
-use crate::noise::message::MAC_LEN;
+use crate::noise::message::{INITIATION_LEN, MAC_LEN, RESPONSE_LEN};
 use crate::noise::{Initiator, Tai64n, mac::Cookie};
+use crate::path::{Origin, Paths};
 
 /// Packets of one peer that may wait for a session (WireGuard's figure).
 pub const MAX_STAGED: usize = 128;
@@ -31,6 +35,8 @@ pub(super) struct Session {
     pub(super) preshared: bool,
     /// Both ends had started a handshake when this one was answered.
     pub(super) crossed: bool,
+    /// Static key of the end that started it.
+    pub(super) started_by: LinkPublicKey,
 }
 
 impl Session {
@@ -45,6 +51,26 @@ pub(super) struct Pending {
     pub(super) initiator: Initiator,
     pub(super) index: u32,
     pub(super) retry_at: u64,
+    /// The message itself, and when to send copies to all other addresses.
+    pub(super) datagram: [u8; INITIATION_LEN],
+    pub(super) spread_at: Option<u64>,
+    /// Where the first copy went, and when, µs.
+    pub(super) sent_to: SocketAddr,
+    pub(super) sent_us: u64,
+    /// The peer's static key it was made for, and ours.
+    pub(super) remote: LinkPublicKey,
+    pub(super) own: LinkPublicKey,
+}
+
+/// The last initiation we answered: copies of it that come over other paths
+/// are answered with the same bytes, since the first may have come by a path
+/// that has no way back.
+#[derive(Debug)]
+pub(super) struct Answered {
+    pub(super) stamp: Tai64n,
+    pub(super) at_ms: u64,
+    pub(super) copies: u8,
+    pub(super) datagram: [u8; RESPONSE_LEN],
 }
 
 /// A peer with something going on.
@@ -56,6 +82,9 @@ pub(super) struct Active {
     pub(super) trying_since: Option<u64>,
     /// When the last initiation was sent; 0 never.
     pub(super) initiated_ms: u64,
+    /// How many since the last session.
+    pub(super) initiations: u32,
+    pub(super) answered: Option<Answered>,
     /// Index and mac1 of our last initiation and response: what a cookie reply
     /// may answer.
     pub(super) macs: [Option<(u32, [u8; MAC_LEN])>; 2],
@@ -79,7 +108,11 @@ pub(super) struct Active {
     pub(super) renewed_late: bool,
     /// Last keepalive of our own, which keeps keys fresh like data does.
     pub(super) kept_alive_ms: u64,
-    pub(super) liveness: Liveness,
+    /// When the first session of this wake began.
+    pub(super) started_ms: u64,
+    pub(super) paths: Paths,
+    pub(super) telling: Telling,
+    pub(super) rx_loss: RxLoss,
     pub(super) rtt_reported: bool,
     pub(super) path_mtu: Option<PathMtu>,
     pub(super) echo_id: u32,
@@ -126,6 +159,12 @@ pub(super) struct Peer {
     pub(super) hold_retry_ms: u64,
     pub(super) deadline: Option<(u64, WakeReason)>,
     pub(super) active: Option<Box<Active>>,
+    /// Where it may be reached, as our own side knows.
+    pub(super) candidates: Vec<SocketAddr>,
+    /// The static key it had before.
+    pub(super) other_key: Option<OtherKey>,
+    /// The static key of ours that the last handshake was made with.
+    pub(super) knows_own: Option<LinkPublicKey>,
 }
 
 impl Peer {
@@ -146,6 +185,9 @@ impl Peer {
             hold_retry_ms: 0,
             deadline: None,
             active: None,
+            candidates: Vec::new(),
+            other_key: None,
+            knows_own: None,
         }
     }
 
@@ -154,7 +196,11 @@ impl Peer {
     }
 
     pub(super) fn active(&mut self) -> &mut Active {
-        self.active.get_or_insert_default()
+        self.active.get_or_insert_with(|| {
+            let mut active = Box::<Active>::default();
+            active.paths.set(Origin::Configured, self.candidates.iter().copied());
+            active
+        })
     }
 
     /// True when there is all a handshake needs but the peer's answer.

@@ -1,21 +1,24 @@
 //! Sessions of one peer from keys to expiry, and what the engine itself sends
 //! through them: waiting packets, keepalives, echoes.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use warren_types::{DropReason, mesh_node};
+use rand_core::CryptoRng;
+use warren_types::{DropReason, LinkPublicKey, mesh_node};
 
 use super::event::{LinkEvent, LinkState, Now, PeerStats};
 use super::peer::{MAX_STAGED, Peer, Session, advance};
 use super::timers::{EXPIRE_MS, RETRY_MS};
 use super::{Core, MAX_STAGED_BYTES};
-use crate::link::frame::{ECHO_LEN, Frame};
+use crate::link::frame::Frame;
 use crate::link::relay::is_relay;
 use crate::link::seal::padded;
 use crate::link::session::{HEADER_LEN, OVERHEAD, REJECT_AFTER_MESSAGES, RecvSession, SendSession};
 use crate::noise::TransportKeys;
+use crate::path::admissible::{admissible, local};
 
 impl Core {
     /// Ends a session: it is neither sent nor received on any more.
@@ -36,6 +39,7 @@ impl Peer {
         keys: &TransportKeys,
         initiator: bool,
         crossed: bool,
+        started_by: LinkPublicKey,
         now_ms: u64,
     ) -> Session {
         let suite = self.config.suite;
@@ -50,6 +54,7 @@ impl Peer {
             initiator,
             preshared: self.config.psk.is_some(),
             crossed,
+            started_by,
         }
     }
 
@@ -70,8 +75,6 @@ impl Peer {
     /// Promotes the session we answered for, once a message under it has
     /// authenticated.
     pub(super) fn confirm(&mut self, core: &mut Core, now: Now) {
-        let public = core.public;
-        let key = self.key();
         let Some(active) = self.active.as_mut() else {
             return;
         };
@@ -85,9 +88,10 @@ impl Peer {
         // keep the one started by the lower key, so that one end is the
         // initiator of the one in use, who renews it.
         let ours_stays = next.crossed
-            && public < key
             && active.current.as_ref().is_some_and(|current| {
-                current.initiator && current.created_ms + RETRY_MS > next.created_ms
+                current.initiator
+                    && current.created_ms + RETRY_MS > next.created_ms
+                    && current.started_by < next.started_by
             });
         if ours_stays {
             if let Some(old) = active.retire(next) {
@@ -120,7 +124,8 @@ impl Peer {
         active.trying_since = None;
         active.unanswered = None;
         active.renewed_late = false;
-        active.liveness.new_session();
+        active.initiations = 0;
+        active.rx_loss.new_session();
         let initiator = session.initiator;
         let first = active.current.is_none();
         if let Some(old) = active.current.replace(session)
@@ -129,8 +134,9 @@ impl Peer {
             core.withdraw(&oldest);
         }
         if first {
-            active.liveness.restart();
+            active.started_ms = now_ms;
             active.rtt_reported = false;
+            self.paths_begin(initiator, now_ms);
         }
         self.start_probing(core, now_ms);
         // The peer may send only after our first message under the session.
@@ -192,10 +198,22 @@ impl Peer {
         dont_fragment: bool,
         now_ms: u64,
     ) -> bool {
-        let Some(session) = self.active.as_ref().and_then(|active| active.current.as_ref()) else {
+        let Some(to) = self.link.endpoint.load().as_deref().copied() else {
             return false;
         };
-        let Some(to) = self.link.endpoint.load().as_deref().copied() else {
+        self.seal_to(core, to, payload, dont_fragment, now_ms)
+    }
+
+    /// As [`Self::seal_and_send`], over another path.
+    pub(super) fn seal_to(
+        &self,
+        core: &mut Core,
+        to: SocketAddr,
+        payload: &[u8],
+        dont_fragment: bool,
+        now_ms: u64,
+    ) -> bool {
+        let Some(session) = self.active.as_ref().and_then(|active| active.current.as_ref()) else {
             return false;
         };
         let Some(counter) = session.send.reserve(1) else {
@@ -218,20 +236,42 @@ impl Peer {
         }
     }
 
-    /// Sends an echo padded to `size`.
-    pub(super) fn send_echo(&mut self, core: &mut Core, size: u32, now: Now) -> u32 {
+    /// Sends an echo padded to `size` to `to`; its id and token.
+    pub(super) fn send_echo(
+        &mut self,
+        core: &mut Core,
+        to: SocketAddr,
+        size: u32,
+        now: Now,
+        rng: &mut dyn CryptoRng,
+    ) -> (u32, u64) {
         let now_ms = core.ms(now.instant);
         let active = self.active();
         active.echo_id = active.echo_id.wrapping_add(1);
-        let id = active.echo_id;
-        let frame = Frame::EchoRequest { id, timestamp: core.us(now.instant) };
-        self.seal_and_send(core, &frame.encode(size as usize), true, now_ms);
-        id
+        let (id, token) = (active.echo_id, rng.next_u64());
+        let frame = Frame::EchoRequest { id, token };
+        self.seal_to(core, to, &frame.encode(size as usize), true, now_ms);
+        (id, token)
     }
 
-    pub(super) fn answer_echo(&mut self, core: &mut Core, reply: Frame, now: Now) {
+    /// Answers an echo where it came from.
+    pub(super) fn answer_echo(
+        &mut self,
+        core: &mut Core,
+        from: SocketAddr,
+        id: u32,
+        token: u64,
+        now: Now,
+    ) {
         let now_ms = core.ms(now.instant);
-        self.seal_and_send(core, &reply.encode(ECHO_LEN), true, now_ms);
+        if local(from, &core.overlay).is_none() {
+            // It came through the tunnel itself.
+            return;
+        }
+        let received = self.link.rx_data.load(Ordering::Relaxed);
+        let observed = admissible(from, &core.overlay);
+        let reply = Frame::EchoReply { id, token, received, observed };
+        self.seal_to(core, from, &reply.encode(0), true, now_ms);
     }
 
     /// Keeps a packet until there is a session.
@@ -331,8 +371,13 @@ impl Peer {
             is_warren: self.config.is_warren,
             endpoint: self.link.endpoint.load().as_deref().copied(),
             allowed: self.config.allowed.clone(),
-            rtt: active.and_then(|active| active.liveness.rtt()),
-            loss: active.and_then(|active| active.liveness.loss(now_ms)),
+            rtt: active.and_then(|active| active.paths.rtt()),
+            loss: active.and_then(|active| {
+                // Else from echoes, assuming both ways are alike.
+                let echoes = || active.paths.echo_loss().map(|both| 1.0 - (1.0 - both).sqrt());
+                active.rx_loss.loss(now_ms).or_else(echoes)
+            }),
+            paths: active.map(|active| active.paths.stats(now_ms)).unwrap_or_default(),
             path_mtu: self.link.path_mtu.load(Ordering::Relaxed),
             handshake_age: (self.handshake_ms > 0)
                 .then(|| Duration::from_millis(now_ms.saturating_sub(self.handshake_ms))),

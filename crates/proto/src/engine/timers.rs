@@ -18,7 +18,7 @@ use super::Core;
 use super::event::{LinkEvent, Now, WakeReason};
 use super::path_mtu::PathMtu;
 use super::peer::Peer;
-use crate::link::frame::ECHO_LEN;
+use crate::path::Pace;
 
 /// An initiation is repeated after this (REKEY_TIMEOUT), ms…
 pub(super) const RETRY_MS: u64 = 5_000;
@@ -72,11 +72,11 @@ impl Peer {
         self.confirm(core, now);
         self.expire_sessions(core, now_ms);
         self.look(now_ms);
-        self.check_path(core, now, rng);
+        self.follow_paths(core, now, rng);
         self.renew(core, now, rng);
         self.retry_handshake(core, now, rng);
         self.keep_alive(core, now, rng);
-        self.measure(core, now);
+        self.measure(core, now, rng);
         self.give_up_staged(core, now_ms);
         if let Some(active) = self.active.as_mut()
             && active.cookie.as_ref().is_some_and(|(_, until)| *until <= now_ms)
@@ -119,20 +119,7 @@ impl Peer {
             && let Some(current) = &active.current
             && let Ok(window) = current.receive.replay.try_lock()
         {
-            active.liveness.note_progress(window.progress(), now_ms);
-        }
-    }
-
-    /// Counts unanswered echoes; a silent path gets a new handshake.
-    fn check_path(&mut self, core: &mut Core, now: Now, rng: &mut dyn CryptoRng) {
-        let now_ms = core.ms(now.instant);
-        let rx = self.link.last_rx_ms.load(Ordering::Relaxed);
-        let Some(active) = self.active.as_mut() else {
-            return;
-        };
-        if active.liveness.check(now_ms, rx) {
-            core.event(LinkEvent::PathSuspected { peer: self.key() });
-            self.initiate(core, now, rng);
+            active.rx_loss.note_progress(window.progress(), now_ms);
         }
     }
 
@@ -215,14 +202,19 @@ impl Peer {
         }
     }
 
-    /// True when round trips are of interest now.
-    fn measured(&self, now_ms: u64) -> bool {
+    /// Packets flowed lately or the link has just come up.
+    pub(super) fn measured_lately(&self, now_ms: u64) -> bool {
         let recent = now_ms < self.last_data_ms() + MEASURE_MS;
-        let fresh = now_ms < self.handshake_ms + ACTIVE_MS;
-        self.config.is_warren && (self.config.hold || recent || fresh)
+        let started = self.active.as_ref().map_or(0, |active| active.started_ms);
+        recent || now_ms < started + ACTIVE_MS
     }
 
-    fn last_data_ms(&self) -> u64 {
+    /// True when the path's MTU is of interest now.
+    fn measured(&self, now_ms: u64) -> bool {
+        self.config.is_warren && (self.config.hold || self.measured_lately(now_ms))
+    }
+
+    pub(super) fn last_data_ms(&self) -> u64 {
         let tx = self.link.last_data_tx_ms.load(Ordering::Relaxed);
         tx.max(self.link.last_data_rx_ms.load(Ordering::Relaxed))
     }
@@ -232,38 +224,33 @@ impl Peer {
         last > 0 && now_ms < last + ACTIVE_MS
     }
 
-    /// Sends echoes and probes that are due.
-    fn measure(&mut self, core: &mut Core, now: Now) {
+    /// Sends path-MTU probes that are due.
+    fn measure(&mut self, core: &mut Core, now: Now, rng: &mut dyn CryptoRng) {
         let now_ms = core.ms(now.instant);
         let (measured, flowing) = (self.measured(now_ms), self.flowing(now_ms));
-        let Some(active) = self.active.as_mut().filter(|active| active.current.is_some()) else {
-            return;
-        };
-        if measured && now_ms >= active.liveness.next_echo(flowing) {
-            let id = self.send_echo(core, ECHO_LEN as u32, now);
-            let now_us = core.us(now.instant);
-            self.active().liveness.sent(id, now_ms, now_us);
-        }
-        if measured {
-            self.probe(core, flowing, now);
+        if measured && self.active.as_ref().is_some_and(|active| active.current.is_some()) {
+            self.probe(core, flowing, now, rng);
         }
     }
 
-    fn probe(&mut self, core: &mut Core, flowing: bool, now: Now) {
+    fn probe(&mut self, core: &mut Core, flowing: bool, now: Now, rng: &mut dyn CryptoRng) {
         let now_ms = core.ms(now.instant);
+        let Some(to) = self.link.endpoint.load().as_deref().copied() else {
+            return;
+        };
         let active = self.active();
-        let rtt_ms = active.liveness.rtt().map_or(0, |rtt| rtt.as_millis() as u64);
+        let rtt_ms = active.paths.rtt().map_or(0, |rtt| rtt.as_millis() as u64);
         let Some(mut search) = active.path_mtu.take() else {
             return;
         };
         let gap_ms = PROBE_GAP_MS.max(rtt_ms * 3);
         if flowing && search.canary_due(now_ms, gap_ms) {
-            let id = self.send_echo(core, search.current(), now);
+            let id = self.send_echo(core, to, search.current(), now, rng).0;
             search.canary_sent(id);
         }
         loop {
             while let Some(size) = search.due(now_ms, gap_ms) {
-                let id = self.send_echo(core, size, now);
+                let id = self.send_echo(core, to, size, now, rng).0;
                 search.sent(id, size);
             }
             if let Some(mtu) = search.conclude(now_ms) {
@@ -290,34 +277,18 @@ impl Peer {
         }
     }
 
-    /// The peer's address changed: what was measured of the path is void.
-    pub(super) fn path_changed(&mut self, core: &mut Core, now: Now) {
+    /// Data goes another way, which is taken to carry `mtu` until probed.
+    pub(super) fn path_changed(&mut self, core: &mut Core, mtu: u32, now: Now) {
         let now_ms = core.ms(now.instant);
-        if let Some(active) = self.active.as_mut() {
-            active.liveness.restart();
-            active.rtt_reported = false;
-            if let Some(search) = &mut active.path_mtu {
-                search.begin(now_ms);
-            }
-        }
-    }
-
-    /// An echo came back.
-    pub(super) fn echo_answered(&mut self, core: &mut Core, id: u32, now: Now) {
-        let (now_ms, now_us) = (core.ms(now.instant), core.us(now.instant));
         let key = self.key();
-        let Some(active) = self.active.as_mut() else {
-            return;
-        };
-        if let Some(search) = &mut active.path_mtu
-            && search.answered(id, now_ms)
+        if let Some(active) = self.active.as_mut()
+            && let Some(search) = &mut active.path_mtu
         {
-            return;
-        }
-        if let Some(rtt) = active.liveness.answered(id, now_us)
-            && !std::mem::replace(&mut active.rtt_reported, true)
-        {
-            core.event(LinkEvent::RttMeasured { peer: key, rtt });
+            let mtu = mtu.min(core.config.mtu);
+            *search = PathMtu::new(mtu, core.config.mtu, now_ms);
+            if self.link.path_mtu.swap(mtu, Ordering::Relaxed) != mtu {
+                core.event(LinkEvent::PathMtuChanged { peer: key, mtu });
+            }
         }
     }
 
@@ -366,6 +337,9 @@ impl Peer {
         };
         if let Some(pending) = &active.pending {
             next.at(pending.retry_at, WakeReason::HandshakeRetry);
+            if let Some(at) = pending.spread_at {
+                next.at(at, WakeReason::HandshakeRetry);
+            }
         } else if !active.staged.is_empty() && self.can_initiate() {
             next.at(active.initiated_ms + RETRY_MS, WakeReason::HandshakeRetry);
         }
@@ -395,18 +369,20 @@ impl Peer {
         if let Some(since) = active.unanswered {
             next.at(since + SILENCE_MS, WakeReason::HandshakeRetry);
         }
-        if self.measured(now_ms) && active.current.is_some() {
-            let echo = active.liveness.next_echo(flowing);
-            let echo = if flowing { echo } else { echo.next_multiple_of(GATHER_MS) };
-            next.at(echo, WakeReason::Echo);
-            if let Some(at) = active.liveness.next_loss() {
+        let pace = self.pace(now_ms);
+        if pace != Pace::Asleep {
+            next.at(active.paths.next_ms(pace), WakeReason::Echo);
+            if let Some(at) = active.telling.at_ms {
                 next.at(at, WakeReason::Echo);
             }
-            if let Some(search) = &active.path_mtu {
-                next.at(search.next_ms(), WakeReason::PathMtu);
-                if flowing {
-                    next.at(search.canary_ms(), WakeReason::PathMtu);
-                }
+        }
+        if self.measured(now_ms)
+            && active.current.is_some()
+            && let Some(search) = &active.path_mtu
+        {
+            next.at(search.next_ms(), WakeReason::PathMtu);
+            if flowing {
+                next.at(search.canary_ms(), WakeReason::PathMtu);
             }
         }
         next.0

@@ -50,12 +50,12 @@ pub enum ToEngine {
         /// The session.
         session: Arc<RecvSession>,
     },
-    /// A peer's authenticated message came from a new address, which is now
-    /// its endpoint.
+    /// A peer's authenticated message came from another address than it is
+    /// sent to. For a stock WireGuard peer that is its endpoint now.
     Roamed {
         /// The peer.
         peer: Arc<PeerLink>,
-        /// Its new endpoint.
+        /// That address.
         to: SocketAddr,
     },
 }

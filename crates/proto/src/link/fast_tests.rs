@@ -75,8 +75,14 @@ pub(super) fn mac_key() -> MacKey {
 }
 
 /// A node that owns `own` and has one peer that owns `others`.
-fn node(suite: Suite, keys: (u8, u8), endpoint: &str, own: &[&str], others: &[&str]) -> Node {
-    let peer = Arc::new(PeerLink::new(LinkPublicKey([keys.1; 32]), suite, true));
+fn node(
+    (suite, is_warren): (Suite, bool),
+    keys: (u8, u8),
+    endpoint: &str,
+    own: &[&str],
+    others: &[&str],
+) -> Node {
+    let peer = Arc::new(PeerLink::new(LinkPublicKey([keys.1; 32]), suite, is_warren));
     peer.endpoint.store(Some(Arc::new(endpoint.parse().unwrap())));
     peer.send.store(Some(Arc::new(SendSession::new(suite, 9, &[keys.0; 32], 1, true))));
     let tables = Tables::default();
@@ -91,11 +97,13 @@ const A_OWNS: [&str; 2] = ["10.0.0.1/32", "fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fd
 const B_OWNS: [&str; 2] = ["10.0.0.2/32", "fcfc:fcfc:fcfc:fcfc:fcfc:fcfc:fcfc:fcfc/128"];
 
 fn pair(suite: Suite) -> (Node, Node) {
+    pair_of(suite, true)
+}
+
+fn pair_of(suite: Suite, is_warren: bool) -> (Node, Node) {
+    let kind = (suite, is_warren);
     let strip = |nets: [&'static str; 2]| nets.map(|net| net.split('/').next().unwrap());
-    (
-        node(suite, (1, 2), B, &strip(A_OWNS), &B_OWNS),
-        node(suite, (2, 1), A, &strip(B_OWNS), &A_OWNS),
-    )
+    (node(kind, (1, 2), B, &strip(A_OWNS), &B_OWNS), node(kind, (2, 1), A, &strip(B_OWNS), &A_OWNS))
 }
 
 fn transmit(node: &mut Node, frames: &[(Vnet, Vec<u8>)], now_ms: u64) -> Memory {
@@ -211,17 +219,28 @@ fn a_peer_speaks_for_its_own_addresses_only() {
 }
 
 #[test]
-fn an_authenticated_message_from_elsewhere_moves_the_endpoint() {
-    let (mut a, mut b) = pair(Suite::Aes256Gcm);
-    let out = transmit(&mut a, &[(Vnet::default(), tcp_packet(false, 1, 0x10, b"x", 0))], 5);
-    let mut forged = out.sent.clone();
-    forged[0].1[20] ^= 1;
-    let mut io = Memory::default();
-    receive(&mut b, &mut io, &forged, "203.0.113.9:1");
-    assert_eq!(**b.peer.endpoint.load().as_ref().unwrap(), A.parse().unwrap());
-    receive(&mut b, &mut io, &out.sent, "203.0.113.9:1");
-    assert_eq!(**b.peer.endpoint.load().as_ref().unwrap(), "203.0.113.9:1".parse().unwrap());
-    assert!(io.events.iter().any(|event| matches!(event, ToEngine::Roamed { .. })));
+fn an_authenticated_message_from_elsewhere_is_reported_and_moves_stock_peers_only() {
+    for is_warren in [true, false] {
+        let (mut a, mut b) = pair_of(Suite::ChaCha20Poly1305, is_warren);
+        let new: SocketAddr = "203.0.113.9:1".parse().unwrap();
+        let segment = || (Vnet::default(), tcp_packet(false, 1, 0x10, b"x", 0));
+        let out = transmit(&mut a, &[segment()], 5);
+        let mut forged = out.sent.clone();
+        forged[0].1[20] ^= 1;
+        let mut io = Memory::default();
+        receive(&mut b, &mut io, &forged, &new.to_string());
+        assert_eq!(**b.peer.endpoint.load().as_ref().unwrap(), A.parse().unwrap());
+        assert!(io.events.is_empty());
+        for _ in 0..2 {
+            let out = transmit(&mut a, &[segment()], 5);
+            receive(&mut b, &mut io, &out.sent, &new.to_string());
+        }
+        let expected = if is_warren { A.parse().unwrap() } else { new };
+        assert_eq!(**b.peer.endpoint.load().as_ref().unwrap(), expected);
+        let roamed = |e: &&ToEngine| matches!(e, ToEngine::Roamed { to, .. } if *to == new);
+        assert_eq!(io.events.iter().filter(roamed).count(), 1, "told once");
+        assert_eq!(b.peer.rx_data.load(Ordering::Relaxed), 2);
+    }
 }
 
 #[test]
@@ -325,7 +344,7 @@ fn packets_for_another_peer_are_forwarded() {
         for v6 in [false, true] {
             // A -> B -> C, where C has the addresses B has in other tests.
             let (mut a, mut c) = pair(suite);
-            let mut b = node(suite, (2, 1), A, &["10.0.0.9"], &A_OWNS);
+            let mut b = node((suite, true), (2, 1), A, &["10.0.0.9"], &A_OWNS);
             let to_c = Arc::new(PeerLink::new(LinkPublicKey([5; 32]), suite, true));
             to_c.endpoint.store(Some(Arc::new("192.0.2.3:7000".parse().unwrap())));
             // C expects the key A would use; B uses it in A's place.

@@ -12,8 +12,8 @@
 //! - [`outbound`], [`seal`]: what both use to send.
 //!
 //! Ownership: the engine alone creates sessions and publishes tables; workers
-//! only read them, add to counters, move a peer's endpoint when it roams, and
-//! note the way back of what comes over other nodes.
+//! only read them, add to counters, move a stock peer's endpoint when it roams,
+//! and note the way back of what comes over other nodes.
 
 pub mod event;
 pub mod frame;

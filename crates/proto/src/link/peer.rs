@@ -5,7 +5,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use warren_types::{LinkPublicKey, Suite};
 
 use super::relay::RelayRoute;
@@ -14,16 +14,18 @@ use super::session::SendSession;
 /// Hot state of one peer, shared by the engine and all workers.
 #[derive(Debug)]
 pub struct PeerLink {
-    /// The peer's static key.
-    pub key: LinkPublicKey,
+    /// The peer's static key; the engine changes it when it is rotated.
+    key: ArcSwap<LinkPublicKey>,
     /// Suite of its sessions.
     pub suite: Suite,
     /// True when the peer runs Warren (understands link frames); false for a
     /// stock WireGuard client.
     pub is_warren: bool,
-    /// Where its datagrams go; moved by a worker when an authenticated one
-    /// comes from elsewhere (roaming), and by the engine.
+    /// Where its datagrams go. The engine sets it; for stock WireGuard peers a
+    /// worker moves it when an authenticated datagram comes from elsewhere.
     pub endpoint: ArcSwapOption<SocketAddr>,
+    /// The last other address a Warren peer was heard from.
+    heard: ArcSwapOption<SocketAddr>,
     /// The session to seal with.
     pub send: ArcSwapOption<SendSession>,
     /// Its own overlay IPv6 address, which relay frames name it by.
@@ -46,6 +48,9 @@ pub struct PeerLink {
     pub tx_packets: AtomicU64,
     /// See `tx_bytes`.
     pub rx_packets: AtomicU64,
+    /// Data packets that authenticated (see [`super::frame::is_data`]), also
+    /// ones refused afterwards: told to the peer, which counts what it sent.
+    pub rx_data: AtomicU64,
     /// Last inner packet (not keepalive) sent, ms on the engine's clock; 0 never.
     pub last_data_tx_ms: AtomicU64,
     /// Last inner packet (not keepalive) received and authenticated.
@@ -64,10 +69,11 @@ impl PeerLink {
     /// A peer without endpoint or session.
     pub fn new(key: LinkPublicKey, suite: Suite, is_warren: bool) -> Self {
         Self {
-            key,
+            key: ArcSwap::from_pointee(key),
             suite,
             is_warren,
             endpoint: ArcSwapOption::empty(),
+            heard: ArcSwapOption::empty(),
             send: ArcSwapOption::empty(),
             node: ArcSwapOption::empty(),
             relay: ArcSwapOption::empty(),
@@ -78,11 +84,22 @@ impl PeerLink {
             rx_bytes: AtomicU64::new(0),
             tx_packets: AtomicU64::new(0),
             rx_packets: AtomicU64::new(0),
+            rx_data: AtomicU64::new(0),
             last_data_tx_ms: AtomicU64::new(0),
             last_data_rx_ms: AtomicU64::new(0),
             last_rx_ms: AtomicU64::new(0),
             last_tx_ms: AtomicU64::new(0),
         }
+    }
+
+    /// The peer's static key.
+    pub fn key(&self) -> LinkPublicKey {
+        **self.key.load()
+    }
+
+    /// The peer has another static key from now on (engine only).
+    pub(crate) fn set_key(&self, key: LinkPublicKey) {
+        self.key.store(Arc::new(key));
     }
 
     /// Adds a sent batch to the counters.
@@ -116,6 +133,21 @@ impl PeerLink {
         if self.node() != node {
             self.node.store(node.map(Arc::new));
         }
+    }
+
+    /// An authenticated datagram came from `from`; true when the engine has to
+    /// know. A stock WireGuard peer has moved there. A Warren peer may send over
+    /// another path than we do: the engine finds out whether that one is better.
+    pub fn heard_from(&self, from: SocketAddr) -> bool {
+        if !self.is_warren {
+            return self.roam(from);
+        }
+        let is = |slot: &ArcSwapOption<SocketAddr>| slot.load().as_deref() == Some(&from);
+        if is(&self.endpoint) || is(&self.heard) {
+            return false;
+        }
+        self.heard.store(Some(Arc::new(from)));
+        true
     }
 
     /// Moves the endpoint when it differs; true when it moved.

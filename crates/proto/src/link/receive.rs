@@ -15,6 +15,7 @@ use std::sync::atomic::Ordering;
 use warren_types::{DropReason, mesh_address};
 
 use super::event::{Outputs, ToEngine};
+use super::frame::is_data;
 use super::outbound::{Fate, Outbound, REJECT_AFTER_MS, single};
 use super::peer::PeerLink;
 use super::relay::{self, RelayFrame, Via};
@@ -159,7 +160,7 @@ impl Receiver {
                     }
                 }
                 1..=3 | 0x11..=0x13 => {
-                    if mac1_ok(mac_key, datagram) {
+                    if mac1_ok(mac_key, datagram) || tables.other_mac1_ok(datagram) {
                         arrival.learn_way_back(false);
                         io.engine(ToEngine::Handshake { from, data: datagram.to_vec() });
                     } else {
@@ -235,7 +236,7 @@ impl Receiver {
             return io.dropped(DropReason::RelayForged, 1);
         }
         let expired = arrival.now_ms.saturating_sub(session.created_ms) >= REJECT_AFTER_MS;
-        let (mut opened, mut packets, mut bytes) = (0u64, 0u64, 0u64);
+        let (mut opened, mut packets, mut bytes, mut data) = (0u64, 0u64, 0u64, 0u64);
         let mut window = session.replay.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let (mut header, mut datagram) = (first, first_datagram);
         loop {
@@ -267,6 +268,7 @@ impl Receiver {
                     } else {
                         window.accept(header.counter);
                         opened += 1;
+                        data += u64::from(is_data(slot));
                         let partial = header.flags & FLAG_CHECKSUM_PARTIAL != 0;
                         let size = if aside {
                             self.opened_aside(io, &peer, arrival, len, partial)
@@ -297,13 +299,14 @@ impl Receiver {
         if packets > 0 {
             peer.note_received(packets, bytes, arrival.now_ms);
         }
+        if data > 0 {
+            peer.rx_data.fetch_add(data, Ordering::Relaxed);
+        }
         if !session.confirmed.swap(true, Ordering::AcqRel) {
             io.engine(ToEngine::Confirmed { session: session.clone() });
         }
         arrival.learn_way_back(true);
-        // What comes over others does not move a peer that is reached directly.
-        let moves = arrival.relayed.is_none() || relay::direct(&peer).is_none();
-        if moves && peer.roam(arrival.from) {
+        if peer.heard_from(arrival.from) {
             io.engine(ToEngine::Roamed { peer, to: arrival.from });
         }
     }

@@ -14,6 +14,7 @@ use prefix_trie::PrefixMap;
 use super::peer::PeerLink;
 use super::relay::{NodeSuffix, suffix};
 use super::session::RecvSession;
+use crate::noise::{MacKey, mac1_ok};
 
 /// Prefix to peer, longest match first (WireGuard's cryptokey routing): picks
 /// the peer for a destination, and checks the source of what a peer sent.
@@ -120,6 +121,8 @@ pub struct Tables {
     /// What we passed on for others.
     pub relayed: RelayedCounters,
     shards: Vec<ArcSwap<Shard>>,
+    /// What mac1 may be made with beside our first static key.
+    other_mac_keys: ArcSwap<Vec<MacKey>>,
 }
 
 /// Datagrams passed on for others since the start.
@@ -147,11 +150,23 @@ impl Default for Tables {
             routes: ArcSwap::from_pointee(Routes::default()),
             relayed: RelayedCounters::default(),
             shards: (0..SHARDS).map(|_| ArcSwap::from_pointee(Shard::new())).collect(),
+            other_mac_keys: ArcSwap::default(),
         }
     }
 }
 
 impl Tables {
+    /// True when a handshake message is for a static key that came later, or
+    /// was given up lately.
+    pub fn other_mac1_ok(&self, datagram: &[u8]) -> bool {
+        self.other_mac_keys.load().iter().any(|key| mac1_ok(key, datagram))
+    }
+
+    /// Our static key changed (engine only).
+    pub(crate) fn set_other_mac_keys(&self, keys: Vec<MacKey>) {
+        self.other_mac_keys.store(Arc::new(keys));
+    }
+
     /// The session a datagram with this receiver index belongs to.
     pub fn session(&self, index: u32) -> Option<Arc<RecvSession>> {
         self.shards[index as usize % SHARDS].load().get(&index).cloned()

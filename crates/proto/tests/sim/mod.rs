@@ -17,7 +17,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use warren_proto::engine::{Engine, EngineConfig, LinkEvent, Now, PeerConfig, PeerStats, Transmit};
-use warren_proto::link::frame::is_frame;
+use warren_proto::link::frame::{is_data, is_frame};
 use warren_proto::link::peer::PeerLink;
 use warren_proto::link::session::{HEADER_LEN, Header, OVERHEAD};
 use warren_proto::link::tables::Tables;
@@ -317,7 +317,10 @@ impl World {
         match datagram.data.first() {
             Some(4 | 0x14) => self.open(i, &datagram),
             Some(1..=3 | 0x11..=0x13) => {
-                if !mac1_ok(&self.nodes[i].engine.mac_key(), &datagram.data) {
+                let node = &self.nodes[i];
+                let ours = mac1_ok(&node.engine.mac_key(), &datagram.data)
+                    || node.tables.other_mac1_ok(&datagram.data);
+                if !ours {
                     return self.nodes[i].drops.count(DropReason::BadMac);
                 }
                 let queued = self.queued;
@@ -356,7 +359,10 @@ impl World {
         if !session.confirmed.swap(true, Ordering::Relaxed) {
             self.with(i, |engine, now, rng| engine.handle_confirmed(&session, now, rng));
         }
-        if link.roam(datagram.from) {
+        if is_data(&plain) {
+            link.rx_data.fetch_add(1, Ordering::Relaxed);
+        }
+        if link.heard_from(datagram.from) {
             let to = datagram.from;
             self.with(i, |engine, now, rng| engine.handle_roamed(&link, to, now, rng));
         }
@@ -364,7 +370,10 @@ impl World {
             return;
         }
         if is_frame(&plain) {
-            self.with(i, |engine, now, rng| engine.handle_link_frame(&link, &plain, now, rng));
+            let from = datagram.from;
+            self.with(i, |engine, now, rng| {
+                engine.handle_link_frame(&link, from, &plain, now, rng);
+            });
             return;
         }
         link.note_received(1, plain.len() as u64, now_ms);

@@ -1,0 +1,152 @@
+//! Whether data arrives over the path in use: the peer's answers say how many
+//! data packets it has received, and each probe remembers how many we had sent.
+//! A path may answer every probe and still lose data (a filter, a broken relay).
+
+/// Packets sent without any arriving that count as a sign.
+const SIGN: u64 = 3;
+/// Answers in a row with that sign, over this time, that are proof.
+const PROOF: u32 = 3;
+const PROOF_MS: u64 = 400;
+/// A figure for loss takes this long and this many packets.
+const WINDOW_MS: u64 = 1_000;
+const WINDOW: u64 = 200;
+/// Figures older than this are of another time.
+const KEEP_MS: u64 = 10_000;
+
+/// See the module's description.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// (sent, received) when data last was seen to arrive.
+    last: Option<(u64, u64)>,
+    stalled: u32,
+    stalled_since_ms: u64,
+    /// (sent, received, when) at the start of the window.
+    window: Option<(u64, u64, u64)>,
+    /// The last two windows' shares lost, and when the later one ended. Packets
+    /// sealed but not sent yet make one too high and the next too low.
+    samples: [Option<f64>; 2],
+    sampled_ms: u64,
+}
+
+impl Progress {
+    /// Another path or another counter.
+    pub(super) fn restart(&mut self) {
+        *self = Self::default();
+    }
+
+    /// The answer to a probe that went out after `sent` data packets says that
+    /// `received` arrived.
+    pub(super) fn note(&mut self, sent: u64, received: u64, now_ms: u64) {
+        match self.last {
+            Some((before, _)) if sent < before => return,
+            Some((before, count)) if received == count => {
+                if sent >= before + SIGN {
+                    if self.stalled == 0 {
+                        self.stalled_since_ms = now_ms;
+                    }
+                    self.stalled += 1;
+                }
+            }
+            _ => {
+                self.last = Some((sent, received));
+                self.stalled = 0;
+            }
+        }
+        self.measure(sent, received, now_ms);
+    }
+
+    fn measure(&mut self, sent: u64, received: u64, now_ms: u64) {
+        if now_ms > self.sampled_ms + KEEP_MS {
+            self.samples = [None; 2];
+        }
+        let Some((sent0, received0, at)) = self.window.filter(|(_, r, _)| received >= *r) else {
+            self.window = Some((sent, received, now_ms));
+            return;
+        };
+        let packets = sent.saturating_sub(sent0);
+        if now_ms < at + WINDOW_MS || packets < WINDOW {
+            if now_ms > at + KEEP_MS {
+                self.window = Some((sent, received, now_ms));
+            }
+            return;
+        }
+        let share = 1.0 - (received - received0) as f64 / packets as f64;
+        self.samples = [self.samples[1], Some(share)];
+        self.sampled_ms = now_ms;
+        self.window = Some((sent, received, now_ms));
+    }
+
+    /// Data goes out and none arrives.
+    pub(super) fn stopped(&self, now_ms: u64) -> bool {
+        self.stalled >= PROOF && now_ms >= self.stalled_since_ms + PROOF_MS
+    }
+
+    /// Share of our data that does not arrive, when enough flows to know: the
+    /// lesser of the last two figures.
+    pub(super) fn loss(&self) -> Option<f64> {
+        match self.samples {
+            [Some(a), Some(b)] => Some(a.min(b).clamp(0.0, 1.0)),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_that_stops_arriving_is_noticed_and_a_pause_is_not() {
+        let mut progress = Progress::default();
+        let mut now = 0;
+        for n in 0..10 {
+            now += 200;
+            progress.note(n * 10, n * 10, now);
+        }
+        for _ in 0..50 {
+            now += 200;
+            progress.note(90, 90, now);
+            assert!(!progress.stopped(now), "nothing was sent");
+        }
+        let start = now;
+        for n in 1.. {
+            now += 200;
+            progress.note(90 + n * 10, 90, now);
+            if progress.stopped(now) {
+                break;
+            }
+        }
+        assert!((400..=800).contains(&(now - start)), "{}", now - start);
+        progress.note(900, 91, now + 200);
+        assert!(!progress.stopped(now + 200));
+    }
+
+    #[test]
+    fn loss_needs_two_windows_and_trains_under_way_are_none() {
+        let mut progress = Progress::default();
+        let mut now = 0;
+        for n in 0..=20u64 {
+            now += 500;
+            // Every other time 60 packets are sealed but not yet sent.
+            progress.note(n * 300 + if n % 4 < 2 { 60 } else { 0 }, n * 300, now);
+        }
+        assert!(progress.loss().unwrap() < 0.01, "{:?}", progress.loss());
+        let mut progress = Progress::default();
+        for n in 0..=6u64 {
+            now += 500;
+            progress.note(n * 200, n * 190, now);
+        }
+        assert!((0.045..0.055).contains(&progress.loss().unwrap()));
+    }
+
+    #[test]
+    fn a_counter_that_starts_anew_is_no_loss() {
+        let mut progress = Progress::default();
+        progress.note(1000, 1000, 1);
+        for n in 0..10 {
+            progress.note(1000 + n * 100, n * 100, 200 * n);
+            assert!(!progress.stopped(200 * n));
+        }
+        assert!(progress.loss().is_none_or(|loss| loss < 0.01));
+    }
+}

@@ -99,6 +99,9 @@ pub struct DescriptorBody {
     /// only where an admin approved them (`route_approval`).
     #[cbor(n(14), with = "cbor::prefixes", skip_if = "Vec::is_empty")]
     pub routes: Vec<IpNet>,
+    /// TCP addresses where it offers tunnels for datagrams, best first.
+    #[cbor(n(13), with = "cbor::sockets", default, skip_if = "Vec::is_empty")]
+    pub tcp: Vec<SocketAddr>,
 }
 
 /// A descriptor as it travels and is stored.
@@ -256,7 +259,9 @@ impl SignedDescriptor {
         if body.expires.saturating_sub(body.issued) > 2 * DESCRIPTOR_LIFE {
             return Err(DescriptorError::Malformed("lives too long"));
         }
-        if body.clients.len() > MAX_CLIENTS || body.endpoints.len() > MAX_ENDPOINTS {
+        if body.clients.len() > MAX_CLIENTS
+            || body.endpoints.len().max(body.tcp.len()) > MAX_ENDPOINTS
+        {
             return Err(DescriptorError::Malformed("too many clients or endpoints"));
         }
         if body.routes.len() > MAX_ROUTES {
@@ -362,6 +367,7 @@ mod tests {
             left: false,
             admin: false,
             routes: vec!["192.168.7.0/24".parse().unwrap()],
+            tcp: vec!["192.0.2.1:443".parse().unwrap()],
         }
     }
 

@@ -46,6 +46,10 @@ pub struct JoinCode {
     /// When the token ends, seconds since 1970.
     #[n(5)]
     pub expires: u64,
+    /// Where the admitting node offers tunnels over TCP, for joiners whose UDP
+    /// is blocked.
+    #[cbor(n(6), with = "cbor::sockets", default, skip_if = "Vec::is_empty")]
+    pub tcp: Vec<SocketAddr>,
 }
 
 /// A join code was refused; the text says what to do.
@@ -135,6 +139,7 @@ impl JoinCode {
     pub fn encode(&self) -> String {
         let mut short = self.clone();
         short.endpoints.truncate(8);
+        short.tcp.truncate(2);
         let body = cbor::to_vec(&short);
         let length = u16::try_from(body.len()).unwrap_or(u16::MAX);
         let mut payload = length.to_be_bytes().to_vec();
@@ -224,6 +229,7 @@ mod tests {
             endpoints: vec!["192.0.2.1:4242".parse().unwrap(), "[2001:db8::1]:9".parse().unwrap()],
             token: InviteToken::generate(&mut TestRng::new(4)),
             expires: 2000,
+            tcp: vec!["192.0.2.1:443".parse().unwrap()],
         }
     }
 

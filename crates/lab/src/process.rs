@@ -203,7 +203,12 @@ impl Node {
     pub fn wait_connected(&mut self, peer: &str, patience: Duration) -> Result<PeerStatus> {
         let connected = |status: &Status| {
             let found = status.peers.iter().find(|candidate| candidate.name == peer);
-            found.filter(|peer| peer.path == "direct" && peer.handshake_age_s.is_some()).cloned()
+            found
+                .filter(|peer| {
+                    !matches!(peer.path.as_str(), "none" | "connecting")
+                        && peer.handshake_age_s.is_some()
+                })
+                .cloned()
         };
         let status = self.wait_until(&format!("link to {peer}"), patience, |status| {
             connected(status).is_some()

@@ -138,7 +138,8 @@ pub struct PeerStatus {
     pub addresses: Vec<IpAddr>,
     /// Where its packets go now.
     pub endpoint: Option<SocketAddr>,
-    /// `direct`, `via NAME`, `connecting` or `none`.
+    /// `direct`, `via NAME`, `tcp` (over TLS, where UDP is blocked),
+    /// `connecting` or `none`.
     pub path: String,
     /// Round-trip time inside the tunnel, milliseconds.
     pub rtt_ms: Option<f64>,
@@ -237,7 +238,7 @@ pub enum Event {
     PathPromoted {
         /// The peer's name.
         name: String,
-        /// `direct` or `via NAME`.
+        /// `direct`, `via NAME` or `tcp`.
         path: String,
         /// Underlay address in use.
         endpoint: SocketAddr,

@@ -45,6 +45,7 @@ fn body(key: &IdentityKey, name: &str, sequence: u64) -> DescriptorBody {
         left: false,
         admin: false,
         routes: vec![],
+        tcp: vec![],
     }
 }
 

@@ -39,6 +39,8 @@ impl Config {
         self.optional(&mut out, "suite", self.suite.as_ref(), "the network's, else aes256gcm");
         self.line(&mut out, "endpoints", list(&self.endpoints));
         self.line(&mut out, "bootstrap", list(&self.bootstrap));
+        self.optional(&mut out, "tcp_listen", self.tcp_listen.as_ref(), "TCP is not offered");
+        self.line(&mut out, "tcp_fallback", self.tcp_fallback);
         let workers = self.workers.map_or_else(|| self.worker_pairs(cores), NonZeroUsize::get);
         self.line(&mut out, "workers", workers);
         self.line(&mut out, "mtu", self.interface_mtu());

@@ -59,6 +59,12 @@ pub struct Config {
     /// `bootstrap`: `HOST:PORT` of nodes to contact at start, besides those
     /// remembered. Default: none.
     pub bootstrap: Vec<Endpoint>,
+    /// `tcp_listen`: `ADDR:PORT` where this node offers TLS over TCP to nodes
+    /// whose UDP is blocked; 443 passes most firewalls. Default: not offered.
+    pub tcp_listen: Option<Listen>,
+    /// `tcp_fallback`: reach members that offer it over TCP where UDP does not
+    /// get through. Default true; with false such members stay unreachable.
+    pub tcp_fallback: bool,
     /// `workers`: pairs of data-path threads, 1 to 64. Default: 1 on up to two
     /// cores, else half the cores, at most 4. One flow uses one pair.
     pub workers: Option<NonZeroUsize>,
@@ -154,6 +160,8 @@ pub struct Overrides {
     pub listen: Option<Listen>,
     /// `--interface`.
     pub interface: Option<InterfaceName>,
+    /// `--tcp-listen`.
+    pub tcp_listen: Option<Listen>,
     /// `--suite`.
     pub suite: Option<Suite>,
     /// `--endpoint`, repeatable; replaces the file's list.

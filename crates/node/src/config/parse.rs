@@ -102,6 +102,7 @@ impl Config {
         let name = pick!("name", flags.name, raw.name);
         let network = pick!("network", flags.network, raw.network);
         let listen = pick!("listen", flags.listen, raw.listen).unwrap_or_default();
+        let tcp_listen = pick!("tcp_listen", flags.tcp_listen, raw.tcp_listen);
         let interface = pick!("interface", flags.interface, raw.interface).unwrap_or_default();
         let suite = pick!("suite", flags.suite, raw.suite);
         let pq = pick!("pq", None, raw.pq).unwrap_or_default();
@@ -150,6 +151,7 @@ impl Config {
         let dns = switch("dns", &raw.dns, flags.no_dns);
         let lan_discovery = switch("lan_discovery", &raw.lan_discovery, flags.no_lan_discovery);
         let port_mapping = switch("port_mapping", &raw.port_mapping, flags.no_port_mapping);
+        let tcp_fallback = switch("tcp_fallback", &raw.tcp_fallback, false);
 
         let auth = parse_auth(&file, &raw, &mut sources)?;
         let mut dangerous = Dangerous::default();
@@ -169,6 +171,8 @@ impl Config {
             suite,
             endpoints,
             bootstrap,
+            tcp_listen,
+            tcp_fallback,
             workers,
             mtu,
             pq,

@@ -21,6 +21,8 @@ pub(super) struct RawConfig {
     pub endpoints: Vec<Spanned<String>>,
     #[serde(default)]
     pub bootstrap: Vec<Spanned<String>>,
+    pub tcp_listen: Value<String>,
+    pub tcp_fallback: Value<bool>,
     pub workers: Value<i64>,
     pub mtu: Value<i64>,
     pub pq: Value<String>,

@@ -69,6 +69,8 @@ pub async fn run(start: Start) -> Ended {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let pairs = config.worker_pairs(cores);
     let underlay = startup::bind(&config, pairs)?;
+    let tcp_listener = startup::bind_tcp(&config)?;
+    let tcp_port = tcp_listener.as_ref().and_then(|l| l.local_addr().ok()).map(|a| a.port());
     let tun = startup::open_tun(&config, pairs)?;
     let interface = tun.name().to_owned();
     let mtu = config.interface_mtu();
@@ -137,10 +139,13 @@ pub async fn run(start: Start) -> Ended {
             network: standing.member.network.clone(),
             membership: standing.membership.clone(),
             chain: std::mem::take(&mut standing.chain),
-            own: own_descriptor(&standing.member, engine.public_key(), &mesh, &endpoints),
+            own: own_descriptor(&standing.member, engine.public_key(), &mesh, &endpoints, tcp_port),
             admin: standing.admin.take(),
             persist: store.clone(),
             bootstrap: bootstrap(&config).await,
+            bound: underlay.local,
+            tcp_listener,
+            tcp_fallback: config.tcp_fallback,
             known: saved.descriptors,
             revocations: saved.revocations,
             clock: clock(),
@@ -173,6 +178,7 @@ pub async fn run(start: Start) -> Ended {
         interface,
         listen: underlay.local,
         endpoints,
+        tcp_port,
         mtu,
         admin,
         epoch,
@@ -284,6 +290,7 @@ async fn join(
             name: membership::choose_name(config)?,
             link_key: link_key.public(),
             bind: SocketAddr::from(([0_u16; 8], 0)),
+            tcp_fallback: config.tcp_fallback,
             clock: clock(),
             timing: Timing::default(),
         },
@@ -338,6 +345,7 @@ pub(super) fn own_descriptor(
     link_key: LinkPublicKey,
     mesh: &Mesh,
     endpoints: &[SocketAddr],
+    tcp_port: Option<u16>,
 ) -> OwnDescriptor {
     let clients = mesh.clients().iter().map(|client| ClientRecord {
         name: client.name.clone(),
@@ -351,6 +359,7 @@ pub(super) fn own_descriptor(
         clients: clients.collect(),
         endpoints: endpoints.to_vec(),
         routes: Vec::new(),
+        tcp_port,
     }
 }
 

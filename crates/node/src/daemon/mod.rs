@@ -69,6 +69,8 @@ struct Daemon {
     interface: String,
     listen: SocketAddr,
     endpoints: Vec<SocketAddr>,
+    /// Where tunnels over TCP are offered, if they are.
+    tcp_port: Option<u16>,
     mtu: u32,
     admin: bool,
     epoch: Instant,
@@ -255,6 +257,14 @@ impl Daemon {
     }
 
     fn promoted(&self, peer: &LinkPublicKey, endpoint: SocketAddr, rtt_ms: Option<f64>) {
+        // The link does without a tunnel: so can the control connection.
+        if let Some(Owner::Node(id)) = self.mesh.owner(peer)
+            && !endpoint.ip().to_canonical().is_loopback()
+            && warren_types::mesh_node(endpoint).is_none()
+        {
+            let (control, id) = (self.control.clone(), *id);
+            tokio::spawn(async move { control.leave_tunnel(id).await });
+        }
         if let Some(name) = self.mesh.name_of(peer) {
             let path = PathKind::of(endpoint).as_str().to_owned();
             self.events.publish(Event::PathPromoted { name, path, endpoint, rtt_ms });

@@ -180,6 +180,7 @@ impl Daemon {
             self.engine.public_key(),
             &self.mesh,
             &self.endpoints,
+            self.tcp_port,
         );
         let control = self.control.clone();
         tokio::spawn(async move { control.set_own_descriptor(own).await });

@@ -7,10 +7,12 @@
 //! configuration was checked, and no invitation is used up before all of this
 //! succeeded.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use tokio::net::TcpListener;
 use warren_os::netlink::{LinkSettings, Netlink, NetlinkError, Route};
 use warren_os::tun::{Tun, TunError};
 use warren_os::udp::{BindError, MAX_SEGMENTS, MAX_SEND_BYTES, UdpSocket};
@@ -59,6 +61,28 @@ pub(super) fn bind(config: &Config, workers: usize) -> Result<Underlay, Fault> {
         sockets.push(Arc::new(UdpSocket::bind(local, true).map_err(bind_fault)?));
     }
     Ok(Underlay { sockets, local })
+}
+
+/// Opens the port for tunnels over TCP, if this node offers them.
+pub(super) fn bind_tcp(config: &Config) -> Result<Option<TcpListener>, Fault> {
+    let Some(listen) = config.tcp_listen else { return Ok(None) };
+    let wrong = |error: std::io::Error| {
+        let (kind, remedy) = match error.kind() {
+            ErrorKind::PermissionDenied => (
+                FaultKind::Permission,
+                "ports below 1024 need CAP_NET_BIND_SERVICE: start as root, or choose another port",
+            ),
+            ErrorKind::AddrInUse => (
+                FaultKind::Resource,
+                "another program has that port (`ss -ltnp` shows it): choose another one",
+            ),
+            _ => (FaultKind::Resource, "choose another address with --tcp-listen"),
+        };
+        Fault::new(kind, format!("cannot listen on TCP {}: {error}", listen.address)).remedy(remedy)
+    };
+    let listener = std::net::TcpListener::bind(listen.address).map_err(wrong)?;
+    listener.set_nonblocking(true).map_err(wrong)?;
+    TcpListener::from_std(listener).map(Some).map_err(wrong)
 }
 
 fn bind_fault(error: BindError) -> Fault {

@@ -100,6 +100,12 @@ impl Daemon {
             }
         };
         let path = match stats.state {
+            // Only tunnels have an end on this host.
+            LinkState::Up
+                if stats.endpoint.is_some_and(|e| e.ip().to_canonical().is_loopback()) =>
+            {
+                "tcp"
+            }
             LinkState::Up => "direct",
             LinkState::Connecting => "connecting",
             LinkState::Idle | LinkState::Unreachable => "none",

@@ -113,6 +113,7 @@ impl Admin {
         &mut self,
         network: &NetworkParameters,
         endpoints: &[SocketAddr],
+        tcp: &[SocketAddr],
         life: u64,
         uses: u32,
         now: u64,
@@ -132,6 +133,7 @@ impl Admin {
             network: network.name.clone(),
             ca_fingerprint: fingerprint(self.authority.certificate()),
             endpoints: endpoints.to_vec(),
+            tcp: tcp.to_vec(),
             token,
             expires,
         })

@@ -33,6 +33,7 @@ use super::dial::Schedule;
 use super::event::{ControlEvent, PeerConnected, RefuseReason};
 use super::session::{CLOSE_DONE, CLOSE_DUPLICATE, CLOSE_REFUSED};
 use super::shared::{Shared, remote};
+use super::tunnel::Tunnels;
 use crate::random::OsRandom;
 use rand_core::RngCore;
 
@@ -93,6 +94,8 @@ pub(crate) struct Parts {
     pub(crate) events: mpsc::UnboundedSender<ControlEvent>,
     pub(crate) endpoint: Endpoint,
     pub(crate) client: ClientConfig,
+    pub(crate) tunnels: Arc<Tunnels>,
+    pub(crate) tcp_fallback: bool,
 }
 
 pub(crate) struct Core {
@@ -277,8 +280,14 @@ impl Core {
                 self.release(target);
             }
         }
-        if peer.dialer() && mesh_node(remote(&peer.connection)).is_none() {
-            self.hints.entry(node).or_default().insert(remote(&peer.connection));
+        if peer.dialer() {
+            let address = remote(&peer.connection);
+            self.parts.tunnels.reached(address);
+            // The way into a tunnel is gone when the tunnel is; detours are the
+            // daemon's to tell.
+            if !self.parts.tunnels.contains(address) && mesh_node(address).is_none() {
+                self.hints.entry(node).or_default().insert(address);
+            }
         }
         if let Some(target) = peer.target {
             self.attempts.remove(&target);
@@ -415,6 +424,7 @@ impl Core {
             }
             Command::Invite { life, uses, reply } => {
                 let endpoints = self.own_body(self.shared.now(), false).endpoints;
+                let tcp = self.own_tcp();
                 let now = self.shared.now();
                 let result = match &mut self.parts.admin {
                     None => Err(AdminError::NotAdmin),
@@ -422,6 +432,7 @@ impl Core {
                         .invite(
                             &self.parts.network,
                             &endpoints,
+                            &tcp,
                             life,
                             uses,
                             now,
@@ -450,6 +461,7 @@ impl Core {
                 let _ = reply.send(list);
             }
             Command::Renew => self.check_renewal(true),
+            Command::LeaveTunnel(node) => self.leave_tunnel(node),
             // Handled by the loop, which then ends.
             Command::Stop { .. } => {}
         }

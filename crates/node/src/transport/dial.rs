@@ -2,7 +2,8 @@
 //!
 //! In: candidate addresses, a QUIC endpoint. Out: the first connection whose
 //! peer passes the caller's check. Invariants: attempts start one after another
-//! ([`STAGGER`] apart) and the losers are dropped; a node waits longer after each
+//! ([`STAGGER`] apart), those over TCP after a head start for UDP, and the losers
+//! are dropped; a node waits longer after each
 //! failure, with jitter, so that a restarted network does not dial in step.
 //! Deliberately not here: whom to dial.
 
@@ -18,12 +19,24 @@ use tokio::time::{sleep, timeout};
 
 use super::session::{Failure, close_for};
 use super::tls::Timing;
+use super::tunnel::Tunnels;
 use crate::random::OsRandom;
 
 /// Between the starts of attempts to several addresses of one peer.
 pub(crate) const STAGGER: Duration = Duration::from_millis(200);
 
-/// Dials all `addresses`, staggered, and one more at once if `late` names it
+/// Where a peer may be reached.
+#[derive(Debug, Clone)]
+pub(crate) struct Candidates {
+    /// UDP addresses, best first.
+    pub(crate) udp: Vec<SocketAddr>,
+    /// TCP addresses, for when UDP does not get through.
+    pub(crate) tcp: Vec<SocketAddr>,
+    /// What opens the latter.
+    pub(crate) tunnels: Arc<Tunnels>,
+}
+
+/// Dials all candidates, staggered, and one more at once if `late` names it
 /// meanwhile; the first connection that passes `check` wins.
 ///
 /// # Errors
@@ -31,7 +44,7 @@ pub(crate) const STAGGER: Duration = Duration::from_millis(200);
 pub(crate) async fn race<T, C>(
     endpoint: &Endpoint,
     config: &ClientConfig,
-    addresses: &[SocketAddr],
+    candidates: &Candidates,
     mut late: oneshot::Receiver<SocketAddr>,
     wait: Duration,
     check: C,
@@ -53,8 +66,28 @@ where
         }
     };
     let mut attempts = JoinSet::new();
-    for (n, address) in addresses.iter().copied().enumerate() {
+    for (n, address) in candidates.udp.iter().copied().enumerate() {
         attempts.spawn(attempt(n, address));
+    }
+    let head_start =
+        if candidates.udp.is_empty() { Duration::ZERO } else { candidates.tunnels.head_start() };
+    for (n, server) in candidates.tcp.iter().copied().enumerate() {
+        let (endpoint, config, check) = (endpoint.clone(), config.clone(), check.clone());
+        let tunnels = candidates.tunnels.clone();
+        attempts.spawn(async move {
+            sleep(head_start + STAGGER * u32::try_from(n).unwrap_or(u32::MAX)).await;
+            let attempt = async {
+                let local = tunnels.open(server).await.map_err(|e| Failure::Ended {
+                    reason: format!("over TCP: {e}"),
+                    refused: false,
+                })?;
+                one(&endpoint, config, local, check.as_ref()).await
+            };
+            let result = timeout(wait, attempt).await.unwrap_or_else(|_| {
+                Err(Failure::Ended { reason: "over TCP: no answer".into(), refused: false })
+            });
+            (server, result)
+        });
     }
     let mut failures = Vec::new();
     let mut may_come = true;

@@ -23,12 +23,13 @@ use warren_control::verify::{CertificateError, TrustRoot, verify_chain};
 use warren_control::wire::{ALPN_JOIN, JoinRefusal, JoinRequest, MAX_FRAME, Message};
 use warren_types::{LinkPublicKey, NodeId, NodeName};
 
-use super::dial;
+use super::dial::{self, Candidates};
 use super::event::RefuseReason;
 use super::frame;
 use super::session::{CLOSE_DONE, Failure};
 use super::shared::{Clock, peer_chain};
 use super::tls::{self, Timing};
+use super::tunnel::Tunnels;
 use crate::random::OsRandom;
 
 /// How long the end of the connection may take.
@@ -45,6 +46,8 @@ pub struct JoinRequestOptions {
     /// Address to send from: the port that the daemon will listen on, so that
     /// a NAT on the way keeps its mapping. Port 0 for any.
     pub bind: SocketAddr,
+    /// Try the inviting node over TCP too, if it offers that.
+    pub tcp_fallback: bool,
     /// Seconds since 1970.
     pub clock: Clock,
     /// Times.
@@ -68,7 +71,8 @@ pub struct Joined {
     pub descriptors: Vec<SignedDescriptor>,
     /// Who was revoked.
     pub revocations: Vec<SignedRevocation>,
-    /// Who admitted us, and where it answered.
+    /// Who admitted us, and where it answered; the address is of no use later
+    /// when it was reached over TCP.
     pub admitted_by: (NodeId, SocketAddr),
 }
 
@@ -77,8 +81,8 @@ pub struct Joined {
 pub enum JoinError {
     /// No address of the code answered.
     #[error(
-        "no answer from {}: check that the inviting node runs, that this machine reaches it and \
-         that UDP is not blocked{}",
+        "no answer from {}: check that the inviting node runs and that this machine reaches it; \
+         where UDP is blocked, a node that offers TCP (`--tcp-listen`) must invite{}",
         list(endpoints),
         if detail.is_empty() { String::new() } else { format!(" ({detail})") }
     )]
@@ -172,9 +176,13 @@ async fn exchange(
     let expected = code.clone();
     let check = move |connection: &Connection| check_inviter(connection, &expected, now);
     let wait = options.timing.handshake;
+    let bound = endpoint.local_addr().map_err(|e| JoinError::Local(e.to_string()))?;
+    let tunnels = Tunnels::new(bound).map_err(|e| JoinError::Local(e.to_string()))?;
+    let tcp = if options.tcp_fallback { code.tcp.clone() } else { Vec::new() };
+    let candidates = Candidates { udp: code.endpoints.clone(), tcp, tunnels };
     // Nobody relays for who is no member yet.
     let (_, late) = oneshot::channel();
-    let raced = dial::race(endpoint, &config, &code.endpoints, late, wait, check).await;
+    let raced = dial::race(endpoint, &config, &candidates, late, wait, check).await;
     let (connection, (root, inviter)) =
         raced.map_err(|failures| explain(&code.endpoints, failures))?;
     let request = Message::JoinRequest(JoinRequest {

@@ -33,6 +33,7 @@ mod session;
 mod shared;
 mod socket;
 mod tls;
+mod tunnel;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -40,6 +41,7 @@ use std::sync::Arc;
 
 use quinn::{Endpoint, TokioRuntime};
 use rand_core::RngCore;
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use warren_control::ca;
 use warren_control::descriptor::{DescriptorError, SignedDescriptor};
@@ -61,6 +63,7 @@ pub use self::shared::{Clock, system_clock};
 use self::socket::QuicSocket;
 pub use self::socket::{ControlSocket, Datagram, DatagramSender};
 pub use self::tls::{Timing, TlsError};
+use self::tunnel::Tunnels;
 use crate::random::OsRandom;
 
 /// Who we are and whom we know.
@@ -85,6 +88,12 @@ pub struct ControlConfig {
     pub revocations: Vec<SignedRevocation>,
     /// Addresses to dial, with the node expected there when it is known.
     pub bootstrap: Vec<(Option<NodeId>, SocketAddr)>,
+    /// Our UDP port as it is bound; tunnels over TCP lead there.
+    pub bound: SocketAddr,
+    /// Where tunnels over TCP are offered, if they are.
+    pub tcp_listener: Option<TcpListener>,
+    /// Reach members over TCP where UDP does not get through.
+    pub tcp_fallback: bool,
     /// Where state goes.
     pub persist: Arc<dyn Persist>,
     /// Seconds since 1970.
@@ -133,6 +142,10 @@ impl Control {
             Arc::new(TokioRuntime),
         )?;
 
+        let tunnels = Tunnels::new(config.bound)?;
+        if let Some(listener) = config.tcp_listener {
+            tunnel::offer(tunnels.clone(), listener, now)?;
+        }
         let mut directory = Directory::new(config.network.id, config.membership);
         let mut bootstrap = config.bootstrap;
         let again = config.admin.iter().flat_map(|a| a.revocations(config.network.id, now));
@@ -185,6 +198,8 @@ impl Control {
             events,
             endpoint: endpoint.clone(),
             client,
+            tunnels,
+            tcp_fallback: config.tcp_fallback,
         };
         let handle = ControlHandle { input, shared: shared.clone(), admin: parts.admin.is_some() };
         // The core publishes our descriptor before it does anything else; the
@@ -248,6 +263,12 @@ impl ControlHandle {
     /// Tells who can be reached over others, and the mesh address for it.
     pub async fn set_detours(&self, detours: HashMap<NodeId, SocketAddr>) {
         self.command(Command::SetDetours(detours)).await;
+    }
+
+    /// A link found a way without the tunnel that its control connection uses:
+    /// follow it.
+    pub async fn leave_tunnel(&self, node: NodeId) {
+        self.command(Command::LeaveTunnel(node)).await;
     }
 
     /// Publishes a new descriptor if anything changed.

@@ -23,9 +23,12 @@ use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible,
     SignatureScheme,
 };
+use warren_control::ca;
 use warren_control::identity::IdentityKey;
 use warren_control::verify::{MAX_CERTIFICATE, MAX_CHAIN, subject_key};
 use warren_control::wire::{ALPN_CONTROL, ALPN_JOIN};
+
+use crate::random::OsRandom;
 
 /// Times of the control transport.
 #[derive(Debug, Clone, Copy)]
@@ -68,6 +71,9 @@ pub enum TlsError {
     /// rustls refused the configuration.
     #[error("TLS could not be set up: {0}")]
     Tls(#[from] rustls::Error),
+    /// No certificate could be made for a tunnel.
+    #[error("a certificate could not be made: {0}")]
+    Certificate(String),
     /// QUIC needs a cipher suite that is not there.
     #[error("QUIC could not be set up: {0}")]
     Quic(String),
@@ -285,4 +291,44 @@ pub(crate) fn server(
         .incoming_buffer_size(32 * 1024)
         .incoming_buffer_size_total(4 * 1024 * 1024);
     Ok(config)
+}
+
+/// What TLS over TCP agrees on (RFC 7301).
+const ALPN_TUNNEL: &[u8] = b"warren-tcp/1";
+
+/// Client side of a tunnel over TCP. Any server will do: who it is matters only
+/// to what is inside.
+///
+/// # Errors
+/// When rustls refuses.
+pub(crate) fn tunnel_client() -> Result<Arc<rustls::ClientConfig>, TlsError> {
+    let provider = provider();
+    let mut config = rustls::ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier(&provider))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![ALPN_TUNNEL.to_vec()];
+    config.enable_sni = false;
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
+/// Server side of tunnels over TCP, with a key made for this run: strangers who
+/// connect learn nothing about the node. `now`: seconds since 1970.
+///
+/// # Errors
+/// When rustls refuses, or no key can be made.
+pub(crate) fn tunnel_server(now: u64) -> Result<Arc<rustls::ServerConfig>, TlsError> {
+    let made = |e: &dyn std::fmt::Display| TlsError::Certificate(e.to_string());
+    let key = IdentityKey::generate(&mut OsRandom).map_err(|e| made(&e))?;
+    let own = ca::self_signed(&key, now, &mut OsRandom).map_err(|e| made(&e))?;
+    let mut config = rustls::ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_single_cert(chain_der(&[own]), key_der(&key))?;
+    config.alpn_protocols = vec![ALPN_TUNNEL.to_vec()];
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    Ok(Arc::new(config))
 }

@@ -307,6 +307,7 @@ impl Plan {
             clients: vec![],
             endpoints: if self.hidden { vec![] } else { vec![address] },
             routes: vec![],
+            tcp_port: None,
         };
         let id = self.key.id();
         let config = ControlConfig {
@@ -319,6 +320,9 @@ impl Plan {
             known: self.known,
             revocations: self.revocations,
             bootstrap: self.bootstrap,
+            bound: address,
+            tcp_listener: None,
+            tcp_fallback: true,
             persist: self.persist.clone(),
             clock: self.clock.clock(),
             timing: self.timing,
@@ -402,6 +406,7 @@ pub(crate) async fn join_with(
         name: name(node_name),
         link_key: link_key_of(key),
         bind: "127.0.0.1:0".parse().unwrap(),
+        tcp_fallback: true,
         clock: TestClock::at(now).clock(),
         timing: timing(),
     };

@@ -163,6 +163,11 @@ pub(crate) struct Flags {
     /// UDP address to listen on [default: `[::]:9277`, IPv4 as well].
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<Listen>,
+
+    /// Offer TLS over TCP here, for nodes whose UDP is blocked; 443 passes most
+    /// firewalls [default: not offered].
+    #[arg(long, value_name = "ADDR:PORT")]
+    tcp_listen: Option<Listen>,
     /// Interface to create [default: warren0].
     #[arg(long, value_name = "NAME")]
     interface: Option<InterfaceName>,
@@ -199,6 +204,7 @@ impl Flags {
             name: self.name,
             network: self.network,
             listen: self.listen,
+            tcp_listen: self.tcp_listen,
             interface: self.interface,
             suite: self.suite,
             endpoints: self.endpoint,

@@ -15,6 +15,7 @@ mod names;
 mod network;
 mod stock;
 mod story;
+mod tunnel;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -51,6 +52,7 @@ const SCENARIOS: &[Scenario] = &[
     ("streams_survive_a_bad_network", network::streams_survive_a_bad_network),
     ("a_small_mtu_underlay_carries_large_packets", network::a_small_mtu_underlay),
     ("a_silent_mtu_hole_is_found", network::a_silent_mtu_hole_is_found),
+    ("blocked_udp_is_replaced_by_tls", tunnel::blocked_udp_is_replaced_by_tls),
     ("ipv6_alone_carries_a_mesh", world::ipv6_alone_carries_a_mesh),
     ("large_pings_cross_a_small_underlay", world::large_pings_cross_a_small_underlay),
     ("a_mesh_forms_in_bad_weather", world::a_mesh_forms_in_bad_weather),

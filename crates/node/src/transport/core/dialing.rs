@@ -18,9 +18,9 @@ use warren_discovery::neighbours;
 use warren_types::NodeId;
 
 use super::{Core, DIALS, Input, Target};
-use crate::transport::dial::{self, Schedule, jitter};
+use crate::transport::dial::{self, Candidates, Schedule, jitter};
 use crate::transport::event::{ControlEvent, RefuseReason};
-use crate::transport::session::{self, Failure};
+use crate::transport::session::{self, CLOSE_DONE, Failure};
 use crate::transport::shared::remote;
 
 /// How long a member that could not be reached is not chosen as a neighbour,
@@ -119,6 +119,27 @@ impl Core {
         local || is_underlay(self.parts.network.id, address)
     }
 
+    /// TCP addresses where `node` offers tunnels.
+    fn tcp_addresses(&self, node: NodeId) -> Vec<SocketAddr> {
+        if !self.parts.tcp_fallback {
+            return Vec::new();
+        }
+        let member = self.shared.directory().get(node).cloned();
+        let named = member.iter().flat_map(|v| v.descriptor.body.tcp.iter().copied());
+        named.filter(|a| self.may_dial(*a) && !self.is_ours(a)).take(MAX_ENDPOINTS).collect()
+    }
+
+    /// The link with `node` does without the tunnel that our connection to it
+    /// uses: dial again, over UDP this time.
+    pub(super) fn leave_tunnel(&mut self, node: NodeId) {
+        let Some(peer) = self.peers.get(&node) else { return };
+        let address = remote(&peer.connection);
+        if peer.dialer() && self.parts.tunnels.contains(address) {
+            self.parts.tunnels.udp_works();
+            peer.connection.close(CLOSE_DONE, b"");
+        }
+    }
+
     pub(super) fn dial_due(&mut self) {
         let now = Instant::now();
         if std::mem::take(&mut self.stale) {
@@ -195,12 +216,13 @@ impl Core {
             Target::Endpoint(address) if self.is_ours(&address) => (None, Vec::new()),
             Target::Endpoint(address) => (None, vec![address]),
         };
+        let tcp = expected.map(|node| self.tcp_addresses(node)).unwrap_or_default();
         let connected = match target {
             Target::Node(node) => self.peers.contains_key(&node),
             Target::Endpoint(address) => self.serves(address),
         };
         let Some(schedule) = self.schedule.get_mut(&target) else { return };
-        if connected || addresses.is_empty() {
+        if connected || (addresses.is_empty() && tcp.is_empty()) {
             // Another connection serves, or will. Losing it sets a new time.
             let serves = matches!(target, Target::Node(_)) || !connected;
             let wait = if serves { timing.retry_max } else { timing.handshake };
@@ -213,6 +235,8 @@ impl Core {
         if let Some(node) = expected.filter(|node| !self.detours.contains_key(node)) {
             self.late.insert(node, tell);
         }
+        let candidates =
+            Candidates { udp: addresses.clone(), tcp, tunnels: self.parts.tunnels.clone() };
         let (shared, endpoint, config) =
             (self.shared.clone(), self.parts.endpoint.clone(), self.parts.client.clone());
         tokio::spawn(async move {
@@ -221,7 +245,7 @@ impl Core {
                 checker.authenticate(connection, expected).map_err(Failure::Refused)
             };
             let won =
-                dial::race(&endpoint, &config, &addresses, late, timing.handshake, check).await;
+                dial::race(&endpoint, &config, &candidates, late, timing.handshake, check).await;
             let failure = match won {
                 Ok((connection, identity)) => {
                     session::run(shared.clone(), connection, Some(target), identity, None)

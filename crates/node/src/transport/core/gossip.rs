@@ -6,6 +6,7 @@
 //! of it is on its way. Deliberately not here: who is told what and when
 //! (`warren-discovery`), what a record may say (`warren-control`).
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -318,6 +319,20 @@ impl Core {
         }
     }
 
+    /// Where we offer tunnels over TCP: our addresses with that port.
+    pub(super) fn own_tcp(&self) -> Vec<SocketAddr> {
+        let Some(port) = self.parts.own.tcp_port else { return Vec::new() };
+        let mut list: Vec<SocketAddr> = Vec::new();
+        for endpoint in &self.parts.own.endpoints {
+            let address = SocketAddr::new(endpoint.ip(), port);
+            if !endpoint.ip().is_unspecified() && !list.contains(&address) {
+                list.push(address);
+            }
+        }
+        list.truncate(MAX_ENDPOINTS);
+        list
+    }
+
     pub(super) fn own_body(&self, now: u64, left: bool) -> DescriptorBody {
         let own = &self.parts.own;
         let mut endpoints = own.endpoints.clone();
@@ -338,6 +353,7 @@ impl Core {
             left,
             admin: self.parts.admin.is_some(),
             routes: own.routes.clone(),
+            tcp: self.own_tcp(),
         }
     }
 }

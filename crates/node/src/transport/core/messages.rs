@@ -53,6 +53,8 @@ pub struct OwnDescriptor {
     pub endpoints: Vec<SocketAddr>,
     /// Prefixes behind us that we offer.
     pub routes: Vec<ipnet::IpNet>,
+    /// TCP port on the same addresses where we offer tunnels, if we do.
+    pub tcp_port: Option<u16>,
 }
 
 /// One control connection, for status.
@@ -85,6 +87,8 @@ pub(crate) enum Command {
     },
     Connections(oneshot::Sender<Vec<ConnectionInfo>>),
     Renew,
+    /// The link with this node does without a tunnel.
+    LeaveTunnel(NodeId),
     /// `true`: leave the network for good.
     Stop {
         leave: bool,

@@ -235,8 +235,8 @@ impl World {
                 ToEngine::Handshake { from, data } => {
                     engine.handle_handshake(from, &data, 0, now, rng);
                 }
-                ToEngine::LinkFrame { peer, data, .. } => {
-                    engine.handle_link_frame(&peer, &data, now, rng);
+                ToEngine::LinkFrame { peer, from, data } => {
+                    engine.handle_link_frame(&peer, from, &data, now, rng);
                 }
                 ToEngine::Staged { peer, packets } => {
                     engine.handle_staged(&peer, packets, now, rng);

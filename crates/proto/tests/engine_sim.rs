@@ -376,7 +376,7 @@ fn a_dead_path_is_suspected_within_seconds_and_recovers() {
 #[test]
 fn a_peer_that_restarted_is_talked_to_again() {
     for (suite, is_warren, within) in
-        [(Suite::Aes256Gcm, true, 6), (Suite::ChaCha20Poly1305, false, 17)]
+        [(Suite::Aes256Gcm, true, 6), (Suite::ChaCha20Poly1305, false, 18)]
     {
         let mut world = World::new(2, 1);
         for (a, b) in [(0, 1), (1, 0)] {

@@ -413,7 +413,7 @@ impl Peer {
             core.indices.remove(&index);
             return;
         };
-        let works = active.current.is_some() && active.paths.settled(now_ms);
+        let works = active.current.is_some() && active.paths.trusted();
         active.pending = Some(Pending {
             initiator,
             index,

@@ -188,7 +188,8 @@ impl Peer {
         if last > 0 && now_ms < last + FLOWING_MS {
             Pace::Flowing
         } else if self.measured_lately(now_ms) {
-            Pace::Recent
+            let started = self.active.as_ref().map_or(0, |active| active.started_ms);
+            Pace::Recent { quiet_ms: now_ms.saturating_sub(last.max(started)) }
         } else if self.config.hold {
             Pace::Idle
         } else {

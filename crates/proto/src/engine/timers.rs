@@ -46,11 +46,10 @@ pub(super) const HOLD_RETRY_MS: u64 = 30_000;
 const ACTIVE_MS: u64 = 10_000;
 /// A link without `hold` is measured until its last packet is this old.
 const MEASURE_MS: u64 = 60_000;
-/// Between looks at the workers' clocks while packets flow, and while not.
+/// Between looks at the workers' clocks while packets flow, and while not (then
+/// all links' at the same time, to wake seldom).
 const LOOK_ACTIVE_MS: u64 = 1_000;
 const LOOK_IDLE_MS: u64 = 2_000;
-/// Looks at quiet links are gathered on multiples of this, to wake seldom.
-const GATHER_MS: u64 = 500;
 /// Between tries of one probed size at least; at most what three round trips take.
 const PROBE_GAP_MS: u64 = 250;
 
@@ -360,7 +359,7 @@ impl Peer {
         let look = if flowing || active.next.is_some() {
             now_ms + LOOK_ACTIVE_MS
         } else {
-            (now_ms + LOOK_IDLE_MS).next_multiple_of(GATHER_MS)
+            (now_ms + 1).next_multiple_of(LOOK_IDLE_MS)
         };
         next.at(look, WakeReason::Activity);
         if let Some(since) = active.owed {

@@ -346,6 +346,11 @@ impl Paths {
         })
     }
 
+    /// True when the active path answered whatever it was asked last.
+    pub(crate) fn trusted(&self) -> bool {
+        self.current().is_some_and(|path| path.phase == Phase::Proven && path.misses == 0)
+    }
+
     /// The session is a new first one: probes under the last one are void.
     pub(crate) fn new_session(&mut self) {
         self.progress.restart();

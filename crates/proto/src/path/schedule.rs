@@ -13,6 +13,11 @@ use super::{PathReason, Paths};
 const ACTIVE_MS: u64 = 200;
 /// And after a miss.
 const DOUBT_MS: u64 = 100;
+/// When none flow any more: a quarter of the time since they did, this at least.
+const RECENT_MS: u64 = 2_000;
+/// Between probes of the path in use when idle, if it is a detour: no NAT has to
+/// be kept open, and nobody is to be kept busy. Other detours get none.
+const IDLE_DETOUR_MS: u64 = 120_000;
 /// Between probes of others that work, while packets flow, lately, and idle.
 const STANDBY_MS: [u64; 3] = [2_000, 10_000, 60_000];
 /// Of one that failed lately, while packets flow: it must not look well only
@@ -38,7 +43,7 @@ pub(super) const KEEPALIVE_LEAST_MS: u64 = 5_000;
 /// Misses in a row after which a peer is held to be lost, if no path works.
 const LOST_AFTER: u32 = 3;
 /// Idle probes of all peers fall on multiples of this, to wake seldom.
-const GATHER_MS: u64 = 500;
+const GATHER_MS: u64 = 2_000;
 
 /// How busy a link is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +51,10 @@ pub(crate) enum Pace {
     /// Packets flowed within the last seconds.
     Flowing,
     /// Within the last minute, or the session is new.
-    Recent,
+    Recent {
+        /// Since the last packet.
+        quiet_ms: u64,
+    },
     /// Held up without traffic.
     Idle,
     /// Nobody is interested: no probes.
@@ -99,7 +107,7 @@ impl Candidate {
                     self.last_sent_ms + LATER_GAP_MS
                 }
                 Phase::Burst { .. } => u64::MAX,
-                Phase::Proven => self.last_sent_ms + self.standby_interval_ms(pace),
+                Phase::Proven => self.last_sent_ms.saturating_add(self.standby_interval_ms(pace)),
                 Phase::Lapsed { until_ms } if content => {
                     until_ms.max(self.last_sent_ms + RETRY_CONTENT_MS)
                 }
@@ -107,7 +115,8 @@ impl Candidate {
             }
         };
         let quiet = pace == Pace::Idle && self.phase == Phase::Proven && self.misses == 0;
-        let usual = if quiet { usual.next_multiple_of(GATHER_MS) } else { usual };
+        let usual =
+            if quiet && usual < u64::MAX { usual.next_multiple_of(GATHER_MS) } else { usual };
         usual.min(asked)
     }
 
@@ -119,11 +128,12 @@ impl Candidate {
         match (pace, self.misses) {
             (Pace::Flowing, 0) => ACTIVE_MS,
             (Pace::Flowing, 1..=10) => DOUBT_MS,
-            (Pace::Recent, _) if never => ACTIVE_MS,
-            (Pace::Recent, 0) => STANDBY_MS[0],
+            (Pace::Recent { .. }, _) if never => ACTIVE_MS,
+            (Pace::Recent { quiet_ms }, 0) => (quiet_ms / 4).clamp(RECENT_MS, self.keepalive_ms),
+            (Pace::Idle, 0) if self.detour() => IDLE_DETOUR_MS,
             (Pace::Idle, 0) => self.keepalive_ms,
-            (Pace::Recent | Pace::Idle, 1..=5) => 500,
-            (Pace::Flowing | Pace::Recent, _) => 1_000,
+            (Pace::Recent { .. } | Pace::Idle, 1..=5) => 500,
+            (Pace::Flowing | Pace::Recent { .. }, _) => 1_000,
             (_, _) => RETRY_MS,
         }
     }
@@ -133,7 +143,8 @@ impl Candidate {
         match (pace, self.misses) {
             (Pace::Flowing, _) if failed => WATCHED_MS,
             (Pace::Flowing, 0) => STANDBY_MS[0],
-            (Pace::Recent, 0) => STANDBY_MS[1],
+            (Pace::Recent { .. }, 0) => STANDBY_MS[1],
+            (Pace::Idle, _) if self.detour() => u64::MAX,
             (Pace::Idle | Pace::Asleep, 0) => STANDBY_MS[2],
             (_, _) => 300,
         }

@@ -6,6 +6,7 @@
 //! - [`nat`]: what routers do to addresses, seeded and virtual.
 //! - [`netem`]: what a wide-area path does to packets, seeded and virtual.
 //! - [`wan`]: hosts joined by such paths between the regions of the world.
+//! - [`natpmp`]: a router that speaks NAT-PMP.
 //! - [`stock`]: unmodified WireGuard programs on hosts.
 //! - [`sessions`]: iperf3 and ssh, watched for pauses and breaks.
 //! - [`pulse`]: a steady beat of datagrams, each accounted for.
@@ -18,6 +19,7 @@
 
 pub mod bench;
 pub mod nat;
+pub mod natpmp;
 pub mod netem;
 pub mod process;
 pub mod pulse;

@@ -26,6 +26,12 @@ pub struct Status {
     /// Names of members as DNS.
     #[serde(default)]
     pub names: NamesStatus,
+    /// Discovery on the local network.
+    #[serde(default)]
+    pub lan: LanStatus,
+    /// What the router does for this node.
+    #[serde(default)]
+    pub port_mapping: PortMappingStatus,
 }
 
 /// How names of members are served.
@@ -52,6 +58,55 @@ pub enum PortMappingProtocol {
     NatPmp,
     /// UPnP's Internet Gateway Device.
     Upnp,
+}
+
+impl std::fmt::Display for PortMappingProtocol {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Pcp => "PCP",
+            Self::NatPmp => "NAT-PMP",
+            Self::Upnp => "UPnP",
+        })
+    }
+}
+
+/// Discovery on the local network.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LanStatus {
+    /// This node announces itself and looks for others.
+    pub on: bool,
+    /// Announcements of the network's other nodes so far.
+    pub seen: u64,
+    /// Why it is off although it was wanted.
+    pub reason: Option<String>,
+}
+
+/// Whether a router forwards a port.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PortMappingState {
+    /// Not wanted: `port_mapping = false`, or `endpoints` are set.
+    #[default]
+    Off,
+    /// No router gives one.
+    None,
+    /// A router does.
+    Mapped,
+}
+
+/// What a router does for a node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortMappingStatus {
+    /// Whether it forwards a port.
+    pub state: PortMappingState,
+    /// How it was asked.
+    pub protocol: Option<PortMappingProtocol>,
+    /// Where it takes packets for this node.
+    pub external: Option<SocketAddr>,
+    /// The router.
+    pub gateway: Option<IpAddr>,
+    /// Why there is none.
+    pub reason: Option<String>,
 }
 
 /// How far names of members work on a machine.

@@ -10,10 +10,10 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use warren_control::descriptor::ClientRecord;
+use warren_control::descriptor::{ClientRecord, MAX_ENDPOINTS};
 use warren_control::identity::IdentityKey;
 use warren_control::join_code::JoinCode;
 use warren_os::privileges::{self, Kept};
@@ -28,10 +28,12 @@ use warren_types::{DropCounters, LinkPublicKey};
 use super::membership::{self, Standing};
 use super::mesh::{Mesh, client_peer};
 use super::names::Names;
+use super::surroundings::Surroundings;
 use super::{Daemon, Inbox, startup, unix_now};
 use crate::api;
 use crate::config::{Auth, Config, Endpoint};
 use crate::fault::{Fault, FaultKind};
+use crate::lan;
 use crate::random::OsRandom;
 use crate::start::{Ended, Intent, Outcome, Ready, Start};
 use crate::store::{DirectorySnapshot, Member, Store};
@@ -42,6 +44,8 @@ use crate::transport::{
 use crate::uapi;
 use crate::workers::{EngineQueues, WorkerConfig, Workers};
 
+/// How long a joining machine looks for members on the local network.
+const LAN_WAIT: Duration = Duration::from_secs(3);
 /// Seconds the first join code of a new network is valid.
 const FIRST_INVITE_S: u64 = 900;
 /// Queue lengths. Handshakes: 256 of 148 bytes are a tenth of a second of work
@@ -168,6 +172,8 @@ pub async fn run(start: Start) -> Ended {
         tokio::spawn(uapi::serve(socket, requests));
     }
 
+    let (surroundings, around) =
+        Surroundings::start(&config, standing.member.network.id, id, underlay.local);
     let names_status = names.status();
     let daemon = Daemon {
         store,
@@ -188,6 +194,7 @@ pub async fn run(start: Start) -> Ended {
         drops,
         mesh,
         names,
+        surroundings,
         control,
         events: events.clone(),
         notices: BTreeMap::new(),
@@ -218,6 +225,7 @@ pub async fn run(start: Start) -> Ended {
         links: links_in,
         control: control_events,
         requests: requests_in,
+        around,
     };
     daemon.serve(inbox, stop).await
 }
@@ -283,20 +291,22 @@ async fn join(
     link_key: &StaticKey,
     code: &JoinCode,
 ) -> Result<Standing, Fault> {
-    let joined = transport::join(
-        code,
-        &JoinRequestOptions {
-            key: identity.clone(),
-            name: membership::choose_name(config)?,
-            link_key: link_key.public(),
-            bind: SocketAddr::from(([0_u16; 8], 0)),
-            tcp_fallback: config.tcp_fallback,
-            clock: clock(),
-            timing: Timing::default(),
-        },
-    )
-    .await
-    .map_err(|error| {
+    let request = JoinRequestOptions {
+        key: identity.clone(),
+        name: membership::choose_name(config)?,
+        link_key: link_key.public(),
+        bind: SocketAddr::from(([0_u16; 8], 0)),
+        tcp_fallback: config.tcp_fallback,
+        clock: clock(),
+        timing: Timing::default(),
+    };
+    let joined = match transport::join(code, &request).await {
+        Err(error @ JoinError::Unreachable { .. }) if config.lan_discovery => {
+            join_nearby(code, &request).await.unwrap_or(Err(error))
+        }
+        joined => joined,
+    };
+    let joined = joined.map_err(|error| {
         let kind = match error {
             JoinError::Unreachable { .. } => FaultKind::Unreachable,
             JoinError::Bind { .. } => FaultKind::Resource,
@@ -313,6 +323,30 @@ async fn join(
     })?;
     membership::save(store, &standing)?;
     Ok(standing)
+}
+
+/// A second try, at members on the local network: the addresses in a code grow
+/// old when the inviting node moves. `None` when nobody is there or none of
+/// them could admit us; then the first failure says more.
+async fn join_nearby(
+    code: &JoinCode,
+    request: &JoinRequestOptions,
+) -> Option<Result<transport::Joined, JoinError>> {
+    let mut endpoints = lan::find(code.network_id, LAN_WAIT)
+        .await
+        .inspect_err(|error| tracing::info!(%error, "no discovery on the local network"))
+        .ok()?;
+    endpoints.retain(|found| !code.endpoints.contains(found));
+    endpoints.truncate(MAX_ENDPOINTS);
+    if endpoints.is_empty() {
+        return None;
+    }
+    tracing::info!(?endpoints, "trying members on the local network");
+    let nearby = JoinCode { endpoints, ..code.clone() };
+    match transport::join(&nearby, request).await {
+        Err(JoinError::Unreachable { .. }) => None,
+        result => Some(result),
+    }
 }
 
 fn spawn_workers(

@@ -16,6 +16,7 @@ mod names;
 mod requests;
 mod startup;
 mod status;
+mod surroundings;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -57,6 +58,7 @@ struct Inbox {
     links: mpsc::Receiver<ToEngine>,
     control: mpsc::UnboundedReceiver<ControlEvent>,
     requests: mpsc::Receiver<ApiRequest>,
+    around: surroundings::News,
 }
 
 /// One running node.
@@ -80,6 +82,7 @@ struct Daemon {
     drops: Arc<DropCounters>,
     mesh: Mesh,
     names: names::Names,
+    surroundings: surroundings::Surroundings,
     control: ControlHandle,
     events: EventLog,
     /// Lasting warnings for `warren status`, by topic.
@@ -135,6 +138,8 @@ impl Daemon {
                 Some(request) = inbox.requests.recv() => self.handle_request(request).await,
                 () = timer => self.engine.handle_timeout(self.now(), &mut OsRandom),
                 _ = housekeeping.tick() => self.keep_house(),
+                Some(report) = inbox.around.reports.recv() => self.router_says(report),
+                Some(sighting) = inbox.around.sightings.recv() => self.seen(sighting),
                 // Last: strangers can fill this one.
                 Some(event) = inbox.handshakes.recv() => {
                     let queued = inbox.handshakes.len();
@@ -402,7 +407,9 @@ impl Daemon {
         if !self.config.endpoints.is_empty() {
             return;
         }
-        let endpoints = startup::local_endpoints(self.listen, &self.interface);
+        let mut endpoints = startup::local_endpoints(self.listen, &self.interface);
+        // After our own: neighbours reach those sooner.
+        endpoints.extend(self.surroundings.external().filter(|e| !endpoints.contains(e)));
         if endpoints != self.endpoints && !endpoints.is_empty() {
             tracing::info!(?endpoints, "this machine's addresses changed");
             self.endpoints = endpoints;
@@ -412,11 +419,14 @@ impl Daemon {
 
     async fn end(self) -> Ended {
         let leave = self.ending == Some(Ending::Leave);
-        if leave {
-            self.control.leave().await;
-        } else {
-            self.control.shutdown().await;
-        }
+        let control = async {
+            if leave {
+                self.control.leave().await;
+            } else {
+                self.control.shutdown().await;
+            }
+        };
+        tokio::join!(control, self.surroundings.end());
         drop(self.workers);
         if leave { self.store.wipe() } else { Ok(()) }
     }

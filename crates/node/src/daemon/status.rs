@@ -52,6 +52,8 @@ impl Daemon {
             drops: self.drops.non_zero(),
             warnings: self.warnings(expires),
             names: self.names.status(),
+            lan: self.surroundings.lan_status(),
+            port_mapping: self.surroundings.mapping_status(),
         }
     }
 

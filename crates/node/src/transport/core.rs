@@ -11,6 +11,7 @@ mod dialing;
 mod gossip;
 mod messages;
 mod renewal;
+mod sightings;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -107,6 +108,10 @@ pub(crate) struct Core {
     attempts: BTreeSet<Target>,
     /// Where a node was reached last, or is said to be by the configuration.
     hints: HashMap<NodeId, BTreeSet<SocketAddr>>,
+    /// Where members were seen on the local network.
+    seen: HashMap<NodeId, Vec<SocketAddr>>,
+    /// The same of nodes we do not know.
+    seen_unknown: BTreeSet<SocketAddr>,
     /// Who answered at a bootstrap address.
     answered: HashMap<SocketAddr, NodeId>,
     on_demand: BTreeSet<NodeId>,
@@ -144,6 +149,8 @@ impl Core {
             schedule: BTreeMap::new(),
             attempts: BTreeSet::new(),
             hints: HashMap::new(),
+            seen: HashMap::new(),
+            seen_unknown: BTreeSet::new(),
             answered: HashMap::new(),
             on_demand: BTreeSet::new(),
             detours: HashMap::new(),
@@ -416,6 +423,7 @@ impl Core {
                 }
             }
             Command::SetDetours(detours) => self.set_detours(detours),
+            Command::Seen { node, addresses } => self.on_seen(node, addresses),
             Command::SetOwn(own) => {
                 if self.parts.own != *own {
                     self.parts.own = *own;

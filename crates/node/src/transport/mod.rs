@@ -271,6 +271,12 @@ impl ControlHandle {
         self.command(Command::LeaveTunnel(node)).await;
     }
 
+    /// Tells where a node may be, as somebody on the local network says: the
+    /// addresses are tried, whoever answers must prove to be a member.
+    pub async fn seen(&self, node: Option<NodeId>, addresses: Vec<SocketAddr>) {
+        self.command(Command::Seen { node, addresses }).await;
+    }
+
     /// Publishes a new descriptor if anything changed.
     pub async fn set_own_descriptor(&self, own: OwnDescriptor) {
         self.command(Command::SetOwn(Box::new(own))).await;

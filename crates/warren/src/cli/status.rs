@@ -3,7 +3,9 @@
 use std::fmt::Write;
 
 use warren_node::fault::Fault;
-use warren_types::api::{NamesState, NamesStatus, PeerKind, PeerStatus, Status};
+use warren_types::api::{
+    NamesState, NamesStatus, PeerKind, PeerStatus, PortMappingState, PortMappingStatus, Status,
+};
 
 use super::{State, out, story};
 
@@ -34,6 +36,10 @@ fn render(status: &Status) -> String {
     row("admission", admission(status));
     row("data path", node.mode.clone());
     row("names", names(&status.names));
+    row("router", router(&status.port_mapping));
+    if let Some(reason) = &status.lan.reason {
+        row("LAN", format!("no discovery: {reason}"));
+    }
     row("uptime", span(node.uptime_s));
     for warning in &status.warnings {
         row("warning", warning.clone());
@@ -59,6 +65,16 @@ fn names(names: &NamesStatus) -> String {
         NamesState::Failed => format!("not served: {hint}"),
         NamesState::Served => format!("NODE.{}: {hint}", names.domain),
         NamesState::Resolved => format!("NODE.{}, by systemd-resolved", names.domain),
+    }
+}
+
+fn router(mapping: &PortMappingStatus) -> String {
+    match (mapping.state, mapping.external, mapping.protocol) {
+        (PortMappingState::Mapped, Some(external), Some(protocol)) => {
+            format!("forwards {external} to this node ({protocol})")
+        }
+        (PortMappingState::Off, ..) => "not asked for a port".to_owned(),
+        _ => mapping.reason.clone().unwrap_or_else(|| "gives no port".to_owned()),
     }
 }
 
@@ -132,7 +148,7 @@ fn bytes(n: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use warren_types::api::{NetworkStatus, NodeStatus};
+    use warren_types::api::{LanStatus, NetworkStatus, NodeStatus, PortMappingProtocol};
     use warren_types::{LinkPublicKey, NetworkId, NodeId, Suite};
 
     fn example() -> Status {
@@ -183,6 +199,13 @@ mod tests {
                 state: NamesState::Served,
                 hint: Some("`dig @100.64.0.1 gpu-1.lab.warren` asks this node".into()),
             },
+            lan: LanStatus::default(),
+            port_mapping: PortMappingStatus {
+                state: PortMappingState::Mapped,
+                protocol: Some(PortMappingProtocol::NatPmp),
+                external: Some("203.0.113.9:9277".parse().unwrap()),
+                ..PortMappingStatus::default()
+            },
         }
     }
 
@@ -202,6 +225,7 @@ mod tests {
             "999 B",
             "192.0.2.2:9277",
             "NODE.lab.warren: `dig @100.64.0.1",
+            "forwards 203.0.113.9:9277 to this node (NAT-PMP)",
         ] {
             assert!(text.contains(part), "no {part:?} in\n{text}");
         }

@@ -11,8 +11,10 @@
 mod admission;
 mod attacks;
 mod authentication;
+mod lan;
 mod names;
 mod network;
+mod router;
 mod stock;
 mod story;
 mod tunnel;
@@ -60,6 +62,10 @@ const SCENARIOS: &[Scenario] = &[
     ("forged_initiations_do_not_hurt_honest_peers", attacks::forged_initiations),
     ("names_resolve_on_every_node_and_go_with_it", names::names_resolve_and_go),
     ("split_dns_comes_and_goes_with_the_daemon", names::split_dns),
+    ("moved_nodes_find_each_other_on_a_lan", lan::moved_nodes_find_each_other),
+    ("an_old_code_admits_on_a_lan", lan::an_old_code_admits),
+    ("a_nat_pmp_router_gives_a_port", router::nat_pmp),
+    ("miniupnpd_gives_a_port_by_pcp_and_upnp", router::miniupnpd),
     ("wireguard_go_reaches_the_mesh", stock::wireguard_go_reaches_the_mesh),
     ("boringtun_reaches_the_mesh", stock::boringtun_reaches_the_mesh),
     ("stock_wg_shows_a_warren_interface", stock::stock_wg_shows_a_warren_interface),

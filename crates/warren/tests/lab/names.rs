@@ -21,7 +21,7 @@ fn dig(host: &Host, server: &str, arguments: &[&str]) -> Result<String> {
 }
 
 /// True when a program is there; else says loudly what is not checked.
-fn have(program: &str, package: &str) -> bool {
+pub(crate) fn have(program: &str, package: &str) -> bool {
     let found = Command::new("sh")
         .args(["-c", &format!("PATH=$PATH:/usr/sbin:/sbin command -v {program}")])
         .output()
@@ -33,7 +33,7 @@ fn have(program: &str, package: &str) -> bool {
 }
 
 /// Waits until `check` holds.
-fn eventually(what: &str, mut check: impl FnMut() -> Result<bool>) -> Result<()> {
+pub(crate) fn eventually(what: &str, mut check: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while !check()? {
         ensure!(Instant::now() < deadline, "not seen within {PATIENCE:?}: {what}");

@@ -89,8 +89,8 @@ impl Core {
     }
 
     pub(super) fn addresses(&self, node: NodeId) -> Vec<SocketAddr> {
-        let mut list: Vec<SocketAddr> =
-            self.hints.get(&node).map(|h| h.iter().copied().collect()).unwrap_or_default();
+        let mut list: Vec<SocketAddr> = self.seen.get(&node).cloned().unwrap_or_default();
+        list.extend(self.hints.get(&node).into_iter().flatten());
         if let Some(view) = self.shared.directory().get(node) {
             list.extend(view.descriptor.body.endpoints.iter().copied());
         }
@@ -113,7 +113,7 @@ impl Core {
 
     /// Others may say anything of where a node is. On a machine whose own
     /// endpoint is loopback (a test of several nodes on one), loopback is fine.
-    fn may_dial(&self, address: SocketAddr) -> bool {
+    pub(super) fn may_dial(&self, address: SocketAddr) -> bool {
         let local = address.ip().to_canonical().is_loopback()
             && self.parts.own.endpoints.iter().any(|e| e.ip().is_loopback());
         local || is_underlay(self.parts.network.id, address)
@@ -186,7 +186,7 @@ impl Core {
 
     /// Private addresses occur twice in the world (container bridges, say): where
     /// one is our own, dialing it would only reach ourselves.
-    fn is_ours(&self, address: &SocketAddr) -> bool {
+    pub(super) fn is_ours(&self, address: &SocketAddr) -> bool {
         self.parts.own.endpoints.contains(address)
     }
 
@@ -271,9 +271,14 @@ impl Core {
         if let Target::Node(node) = target {
             self.late.remove(&node);
         }
+        let sighted = self.was_seen_unknown(target);
         let held = self.peers.values().any(|p| p.target == Some(target));
         let Some(schedule) = self.schedule.get_mut(&target) else { return };
         if held {
+            return;
+        }
+        if sighted && failure.is_some() {
+            self.schedule.remove(&target);
             return;
         }
         let (reason, refused) = match failure {

@@ -74,6 +74,11 @@ pub struct ConnectionInfo {
 pub(crate) enum Command {
     Connect(Target),
     SetOwn(Box<OwnDescriptor>),
+    /// Addresses from the local network, not to be believed.
+    Seen {
+        node: Option<NodeId>,
+        addresses: Vec<SocketAddr>,
+    },
     /// Who is reached over others, and the mesh address for it.
     SetDetours(HashMap<NodeId, SocketAddr>),
     Invite {

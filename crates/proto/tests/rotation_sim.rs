@@ -157,9 +157,8 @@ fn an_old_key_is_worth_nothing_after_the_overlap() {
     world.send(1, 0, packet(2, 60));
     world.run(secs(30));
     assert_eq!(world.nodes[0].inbox.len(), 0);
-    let unknown = |e: &LinkEvent| {
-        matches!(e, LinkEvent::Refused { reason: Refusal::UnknownPeer, .. })
-    };
+    let unknown =
+        |e: &LinkEvent| matches!(e, LinkEvent::Refused { reason: Refusal::UnknownPeer, .. });
     assert!(world.happened(0, unknown) > 0);
     // Our own: handshakes to it are not ours any more.
     let mut world = World::new(2, 1);

@@ -29,6 +29,8 @@ const ANSWER_GAP_MS: u64 = 500;
 const MAX_REFLEXIVE: usize = 4;
 /// …for so long after they were last seen.
 const REFLEXIVE_MS: u64 = 600_000;
+/// One not seen for this long gives way to another port of the same IP address.
+const OUTDATED_MS: u64 = 90_000;
 /// News of them are passed on at most this often.
 const NEWS_GAP_MS: u64 = 5_000;
 /// Inner size assumed of a path over other nodes until probed: their links
@@ -77,6 +79,8 @@ impl OwnAddresses {
         }
         let same_family = |seen: &Reflexive| seen.address.is_ipv4() == address.is_ipv4();
         self.reflexive.retain(|seen| seen.by != by || !same_family(seen));
+        let outdated = |seen: &Reflexive| now_ms >= seen.seen_ms + OUTDATED_MS;
+        self.reflexive.retain(|seen| seen.address.ip() != address.ip() || !outdated(seen));
         let known_ip = self.reflexive.iter().any(|seen| seen.address.ip() == address.ip());
         if known_ip || self.reflexive.len() >= MAX_REFLEXIVE || self.told.contains(&address) {
             return false;

@@ -30,9 +30,9 @@ const LATER_PROBES: u8 = 3;
 const LATER_GAP_MS: u64 = 100;
 /// Pause after a burst, doubled each time, and at most.
 const RETRY_MS: u64 = 5_000;
-const RETRY_MOST_MS: u64 = 300_000;
+const RETRY_MOST_MS: u64 = 60_000;
 /// The same while there is a direct path: only a better one could be found.
-const RETRY_CONTENT_MS: u64 = 60_000;
+const RETRY_CONTENT_MS: u64 = 300_000;
 /// Bursts start over at most this often because the peer asks.
 pub(super) const BURST_AGAIN_MS: u64 = 5_000;
 /// Between idle probes at first: NATs forget UDP after 30 s at the earliest

@@ -122,9 +122,13 @@ pub struct SignedApproval {
     /// CBOR of an [`ApprovalBody`].
     #[cbor(n(0), with = "minicbor::bytes")]
     pub body: Vec<u8>,
-    /// The CA's signature over `Warren v1 route approval` || 0x00 || body.
+    /// The signature over `Warren v1 route approval` || 0x00 || body, by the CA
+    /// or an authority under it.
     #[cbor(n(1), with = "minicbor::bytes")]
     pub signature: [u8; SIGNATURE_LEN],
+    /// The certificate of that authority; empty for the CA itself.
+    #[cbor(n(2), with = "cbor::chain")]
+    pub chain: Vec<Vec<u8>>,
 }
 
 /// A decision was refused.
@@ -166,11 +170,12 @@ impl ApprovalBody {
         subject
     }
 
-    /// Signs it with the CA's key.
-    pub fn sign(&self, ca: &IdentityKey) -> SignedApproval {
+    /// Signs it with the CA's key, or an authority's whose certificate `chain`
+    /// holds.
+    pub fn sign(&self, ca: &IdentityKey, chain: Vec<Vec<u8>>) -> SignedApproval {
         let body = cbor::to_vec(self);
         let signature = ca.sign(LABEL, &body);
-        SignedApproval { body, signature }
+        SignedApproval { body, signature, chain }
     }
 }
 
@@ -199,7 +204,8 @@ impl SignedApproval {
         cbor::from_slice(&self.body).map_err(|_| ApprovalError::Malformed)
     }
 
-    /// Checks everything. `signers` are the keys whose decisions count.
+    /// Checks everything. `signers` are the keys whose decisions count: those of
+    /// the CA and, once it is checked, of the authority in `chain`.
     ///
     /// # Errors
     /// The first check that failed.
@@ -300,7 +306,7 @@ mod tests {
     fn only_the_ca_approves() {
         let ca = IdentityKey::generate(&mut TestRng::new(1)).unwrap();
         let other = IdentityKey::generate(&mut TestRng::new(2)).unwrap();
-        let good = body("192.168.7.0/24").sign(&ca);
+        let good = body("192.168.7.0/24").sign(&ca, vec![]);
         let good = SignedApproval::decode(&good.encode()).unwrap();
         assert_eq!(good.verify(&[ca.id()], NET, NOW), Ok(body("192.168.7.0/24")));
         assert_eq!(good.verify(&[other.id(), ca.id()], NET, NOW), Ok(body("192.168.7.0/24")));
@@ -310,7 +316,7 @@ mod tests {
         assert_eq!(good.verify(&[ca.id()], NET, NOW + APPROVAL_LIFE), Err(E::Expired));
         assert_eq!(good.verify(&[ca.id()], NET, NOW - 2 * MAX_SKEW), Err(E::FromTheFuture));
         for (prefix, unfit) in [("0.0.0.0/0", true), ("10.0.0.1/8", false)] {
-            let error = body(prefix).sign(&ca).verify(&[ca.id()], NET, NOW).unwrap_err();
+            let error = body(prefix).sign(&ca, vec![]).verify(&[ca.id()], NET, NOW).unwrap_err();
             assert_eq!(matches!(error, E::Unfit(_)), unfit, "{prefix}: {error}");
         }
         for at in 0..good.body.len() {
@@ -335,7 +341,7 @@ mod tests {
             if let Ok(signed) = SignedApproval::decode(&bytes) {
                 let _ = signed.verify(&[NodeId([1; 32])], NET, NOW);
             }
-            let inner = SignedApproval { body: bytes, signature: [0; SIGNATURE_LEN] };
+            let inner = SignedApproval { body: bytes, signature: [0; SIGNATURE_LEN], chain: vec![] };
             let _ = inner.peek();
         }
     }

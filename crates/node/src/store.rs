@@ -51,6 +51,7 @@ const ALL: &[&str] = &[
     CA_KEY,
     "invites.json",
     "registry.json",
+    "routes.json",
     CLIENTS,
     DIRECTORY,
     LINK_KEY,

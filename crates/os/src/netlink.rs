@@ -134,6 +134,9 @@ pub struct Route {
     pub congestion_control: Option<String>,
     /// Path MTU hint, bytes.
     pub mtu: Option<u32>,
+    /// Priority among routes to the same destination, the smallest first; the
+    /// kernel's own when none (0 for IPv4, 1024 for IPv6).
+    pub metric: Option<u32>,
 }
 
 impl Route {
@@ -147,6 +150,7 @@ impl Route {
             source: None,
             congestion_control: None,
             mtu: None,
+            metric: None,
         }
     }
 }
@@ -498,6 +502,7 @@ fn route_message(route: &Route) -> RouteMessage {
     message
         .attributes
         .extend(route.source.map(|source| RouteAttribute::PrefSource(route_address(source))));
+    message.attributes.extend(route.metric.map(RouteAttribute::Priority));
     let mut metrics = Vec::new();
     metrics.extend(route.mtu.map(RouteMetric::Mtu));
     metrics.extend(route.congestion_control.as_ref().map(|name| {

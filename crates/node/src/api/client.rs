@@ -13,7 +13,7 @@ use tokio::net::UnixStream;
 use warren_types::NodeName;
 use warren_types::api::{
     AddClientReply, AddClientRequest, ClientEntry, ErrorReply, EventRecord, InviteReply,
-    InviteRequest, RevokeRequest, Status,
+    InviteRequest, PathReport, RevokeRequest, RouteReply, RouteRequest, Status, SubnetRoute,
 };
 
 use crate::fault::{Fault, FaultKind};
@@ -133,6 +133,30 @@ impl Client {
     pub async fn revoke(&self, name: &NodeName) -> Result<(), ClientError> {
         let request = RevokeRequest { name: name.to_string() };
         self.call(Method::POST, "/v1/revoke", Some(&request)).await
+    }
+
+    /// How a peer is reached, and why so.
+    ///
+    /// # Errors
+    /// See [`Client::status`].
+    pub async fn explain_path(&self, name: &NodeName) -> Result<PathReport, ClientError> {
+        self.call(Method::GET, &format!("/v1/paths/{name}"), None::<&()>).await
+    }
+
+    /// Lists subnet routes.
+    ///
+    /// # Errors
+    /// See [`Client::status`].
+    pub async fn routes(&self) -> Result<Vec<SubnetRoute>, ClientError> {
+        self.call(Method::GET, "/v1/routes", None::<&()>).await
+    }
+
+    /// Changes subnet routes.
+    ///
+    /// # Errors
+    /// See [`Client::status`].
+    pub async fn change_routes(&self, request: &RouteRequest) -> Result<RouteReply, ClientError> {
+        self.call(Method::POST, "/v1/routes", Some(request)).await
     }
 
     /// Leaves the network and ends the daemon.

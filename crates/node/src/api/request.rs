@@ -4,7 +4,8 @@
 use tokio::sync::oneshot;
 use warren_types::NodeName;
 use warren_types::api::{
-    AddClientReply, AddClientRequest, ClientEntry, InviteReply, InviteRequest, Status,
+    AddClientReply, AddClientRequest, ClientEntry, InviteReply, InviteRequest, PathReport,
+    RouteReply, RouteRequest, Status, SubnetRoute,
 };
 
 use crate::uapi;
@@ -28,6 +29,12 @@ pub enum ApiRequest {
     RemoveClient(NodeName, Reply<()>),
     /// Expel a node of this name.
     Revoke(NodeName, Reply<()>),
+    /// How a peer is reached, and why so.
+    ExplainPath(NodeName, Reply<PathReport>),
+    /// List subnet routes.
+    ListRoutes(Reply<Vec<SubnetRoute>>),
+    /// Change them.
+    ChangeRoutes(RouteRequest, Reply<RouteReply>),
     /// Leave the network: tell the others, remove the state, then end.
     Leave(Reply<()>),
     /// End the daemon; the state stays.

@@ -22,7 +22,9 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use warren_types::NodeName;
-use warren_types::api::{AddClientRequest, ErrorReply, EventRecord, InviteRequest, RevokeRequest};
+use warren_types::api::{
+    AddClientRequest, ErrorReply, EventRecord, InviteRequest, RevokeRequest, RouteRequest,
+};
 
 use super::events::EventLog;
 use super::request::{ApiError, ApiRequest, Reply};
@@ -171,15 +173,21 @@ impl From<ApiError> for Refusal {
 }
 
 const CLIENTS: &str = "/v1/wg/clients";
+const ROUTES: &str = "/v1/routes";
 
 /// The methods of a path; `None` when there is no such path.
 fn methods(path: &str) -> Option<&'static str> {
     match path {
         "/v1/status" | "/v1/events" => Some("GET"),
         "/v1/invites" | "/v1/revoke" | "/v1/leave" | "/v1/shutdown" => Some("POST"),
-        CLIENTS => Some("GET, POST"),
+        CLIENTS | ROUTES => Some("GET, POST"),
+        _ if path_to(path).is_some() => Some("GET"),
         _ => client_of(path).map(|_| "DELETE"),
     }
+}
+
+fn path_to(path: &str) -> Option<&str> {
+    path.strip_prefix("/v1/paths/")
 }
 
 fn client_of(path: &str) -> Option<&str> {
@@ -222,6 +230,10 @@ async fn dispatch(
         let name = name(client)?;
         return ask(requests, |reply| ApiRequest::RemoveClient(name, reply)).await;
     }
+    if let Some(peer) = path_to(path) {
+        let name = name(peer)?;
+        return ask(requests, |reply| ApiRequest::ExplainPath(name, reply)).await;
+    }
     match path {
         "/v1/status" => ask(requests, ApiRequest::Status).await,
         "/v1/invites" => {
@@ -238,6 +250,11 @@ async fn dispatch(
             let body: RevokeRequest = body(request).await?;
             let name = name(&body.name)?;
             ask(requests, |reply| ApiRequest::Revoke(name, reply)).await
+        }
+        ROUTES if request.method() == Method::GET => ask(requests, ApiRequest::ListRoutes).await,
+        ROUTES => {
+            let body: RouteRequest = body(request).await?;
+            ask(requests, |reply| ApiRequest::ChangeRoutes(body, reply)).await
         }
         "/v1/leave" => ask(requests, ApiRequest::Leave).await,
         _ => ask(requests, ApiRequest::Shutdown).await,

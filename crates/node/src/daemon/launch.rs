@@ -6,12 +6,13 @@
 //! new network is stored only when its interface is up; privileges are dropped
 //! before the first thread that handles packets starts.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use tokio::sync::mpsc;
 use warren_control::descriptor::{ClientRecord, MAX_ENDPOINTS};
 use warren_control::identity::IdentityKey;
@@ -28,6 +29,8 @@ use warren_types::{DropCounters, LinkPublicKey};
 use super::membership::{self, Standing};
 use super::mesh::{Mesh, client_peer};
 use super::names::Names;
+use super::routing::Routing;
+use super::subnets::Subnets;
 use super::surroundings::Surroundings;
 use super::{Daemon, Inbox, startup, unix_now};
 use crate::api;
@@ -135,6 +138,15 @@ pub async fn run(start: Start) -> Ended {
     let mesh = Mesh::new(identity.id(), standing.member.network.suite, config.pq, clients);
     let endpoints = advertised(&config, underlay.local, &interface).await;
     let id = identity.id();
+    let routes: super::subnets::RouteFile = store.list(super::routes::FILE)?;
+    let approvals = routes.signed();
+    let subnets = Subnets::load(routes);
+    let place = standing.member.addresses.iter().find_map(|address| match address {
+        IpAddr::V6(v6) => Some(*v6),
+        IpAddr::V4(_) => None,
+    });
+    let own_place = place.unwrap_or(Ipv6Addr::UNSPECIFIED);
+    let routing = Routing::new(own_place, config.relay);
     let admin = standing.admin.is_some();
     let saved = store.directory();
     let (control, control_events) = Control::spawn(
@@ -143,7 +155,15 @@ pub async fn run(start: Start) -> Ended {
             network: standing.member.network.clone(),
             membership: standing.membership.clone(),
             chain: std::mem::take(&mut standing.chain),
-            own: own_descriptor(&standing.member, engine.public_key(), &mesh, &endpoints, tcp_port),
+            own: own_descriptor(
+                &standing.member,
+                engine.public_key(),
+                &mesh,
+                &endpoints,
+                &subnets.advertised,
+                tcp_port,
+            ),
+            approvals,
             admin: standing.admin.take(),
             persist: store.clone(),
             bootstrap: bootstrap(&config).await,
@@ -183,6 +203,7 @@ pub async fn run(start: Start) -> Ended {
         prefixes,
         interface,
         listen: underlay.local,
+        told: endpoints.clone(),
         endpoints,
         tcp_port,
         mtu,
@@ -195,6 +216,12 @@ pub async fn run(start: Start) -> Ended {
         mesh,
         names,
         surroundings,
+        routing,
+        reflexive: Default::default(),
+        subnets,
+        path_reasons: HashMap::new(),
+        routes_kept: Instant::now(),
+        looping_untold: false,
         control,
         events: events.clone(),
         notices: BTreeMap::new(),
@@ -379,6 +406,7 @@ pub(super) fn own_descriptor(
     link_key: LinkPublicKey,
     mesh: &Mesh,
     endpoints: &[SocketAddr],
+    routes: &[IpNet],
     tcp_port: Option<u16>,
 ) -> OwnDescriptor {
     let clients = mesh.clients().iter().map(|client| ClientRecord {
@@ -392,7 +420,7 @@ pub(super) fn own_descriptor(
         addresses: member.addresses.clone(),
         clients: clients.collect(),
         endpoints: endpoints.to_vec(),
-        routes: Vec::new(),
+        routes: routes.to_vec(),
         tcp_port,
     }
 }

@@ -13,12 +13,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use warren_control::address::is_underlay;
+use warren_control::descriptor::DescriptorBody;
 use warren_control::directory::NodeView;
 use warren_proto::engine::PeerConfig;
-use warren_types::{LinkPublicKey, NodeId, NodeName, PresharedKey, Suite};
+use warren_types::{LinkPublicKey, NodeId, NodeName, PresharedKey, Suite, mesh_node};
 
 use crate::config::PostQuantum;
 use crate::store::StoredClient;
+use crate::transport::Looping;
 
 /// Members up to which every link is kept up, so that `warren status` shows
 /// measured figures; in larger networks links sleep until there is traffic, all
@@ -59,6 +62,9 @@ pub(super) struct Mesh {
     places: HashMap<Ipv6Addr, NodeId>,
     /// Whom the control transport stays connected to.
     neighbours: BTreeSet<NodeId>,
+    /// Prefixes that are reached through a member, beside its own addresses.
+    subnets: HashMap<NodeId, Vec<IpNet>>,
+    looping: Looping,
 }
 
 /// The overlay IPv6 address of a member, by which routes name it.
@@ -92,6 +98,8 @@ impl Mesh {
             owners,
             places: HashMap::new(),
             neighbours: BTreeSet::new(),
+            subnets: HashMap::new(),
+            looping: Looping::default(),
         }
     }
 
@@ -123,6 +131,7 @@ impl Mesh {
     /// Forgets a member; its link key if it was known.
     pub(super) fn forget(&mut self, id: NodeId) -> Option<LinkPublicKey> {
         self.contacts.remove(&id);
+        self.subnets.remove(&id);
         let view = self.members.remove(&id)?;
         if let Some(place) = place(&view).filter(|place| self.places.get(place) == Some(&id)) {
             self.places.remove(&place);
@@ -132,12 +141,50 @@ impl Mesh {
         Some(key)
     }
 
+    /// A member's overlay IPv6 address.
+    pub(super) fn place(&self, id: NodeId) -> Option<Ipv6Addr> {
+        self.members.get(&id).and_then(|view| place(view))
+    }
+
+    /// The member behind a link key.
+    pub(super) fn node_of(&self, key: &LinkPublicKey) -> Option<NodeId> {
+        match self.owners.get(key)? {
+            Owner::Node(id) => Some(*id),
+            Owner::Client(_) => None,
+        }
+    }
+
+    /// Takes over which addresses lead into the tunnel. True when that is news.
+    pub(super) fn set_looping(&mut self, looping: Looping) -> bool {
+        let news = self.looping != looping;
+        self.looping = looping;
+        news
+    }
+
+    /// The prefixes that are reached through a member.
+    pub(super) fn set_subnets(&mut self, id: NodeId, prefixes: Vec<IpNet>) {
+        if prefixes.is_empty() {
+            self.subnets.remove(&id);
+        } else {
+            self.subnets.insert(id, prefixes);
+        }
+    }
+
+    /// The member with an overlay IPv6 address.
+    pub(super) fn at(&self, place: Ipv6Addr) -> Option<NodeId> {
+        self.places.get(&place).copied()
+    }
+
     /// Takes over whom the control transport stays connected to; those for whom
     /// that is news either way.
     pub(super) fn set_neighbours(&mut self, neighbours: BTreeSet<NodeId>) -> Vec<NodeId> {
         let changed = self.neighbours.symmetric_difference(&neighbours).copied().collect();
         self.neighbours = neighbours;
         changed
+    }
+
+    pub(super) fn is_neighbour(&self, id: NodeId) -> bool {
+        self.neighbours.contains(&id)
     }
 
     /// A control connection came up.
@@ -228,6 +275,25 @@ impl Mesh {
         gone
     }
 
+    /// Where a member says that it is, as far as it can be there.
+    fn endpoints<'a>(&'a self, body: &'a DescriptorBody) -> impl Iterator<Item = SocketAddr> + 'a {
+        let usable =
+            |to: &SocketAddr| is_underlay(body.network, *to) && !self.looping.contains(to.ip());
+        body.endpoints.iter().copied().filter(usable)
+    }
+
+    /// A member's link key, and where it may be reached directly: where its
+    /// control connection leads, and where it says that it is.
+    pub(super) fn candidates(&self, id: NodeId) -> Option<(LinkPublicKey, Vec<SocketAddr>)> {
+        let body = &self.members.get(&id)?.descriptor.body;
+        let remote = self.contacts.get(&id).filter(|c| c.connected).and_then(|c| c.remote);
+        // Over others is for routing to say, which knows whether there is a way.
+        let mut list: Vec<SocketAddr> =
+            remote.into_iter().filter(|to| mesh_node(*to).is_none()).collect();
+        list.extend(self.endpoints(body).filter(|to| Some(*to) != remote));
+        Some((body.link_key, list))
+    }
+
     /// A member as an engine peer.
     pub(super) fn node_peer(&self, id: NodeId) -> Option<PeerConfig> {
         let view = self.members.get(&id)?;
@@ -240,8 +306,14 @@ impl Mesh {
             is_warren: true,
             psk: contact.psk,
             psk_required: self.post_quantum == PostQuantum::Required,
-            endpoint: contact.remote.or_else(|| body.endpoints.first().copied()),
-            allowed: view.addresses.iter().chain(clients).map(|a| host(*a)).collect(),
+            endpoint: contact.remote.or_else(|| self.endpoints(body).next()),
+            allowed: view
+                .addresses
+                .iter()
+                .chain(clients)
+                .map(|a| host(*a))
+                .chain(self.subnets.get(&id).into_iter().flatten().copied())
+                .collect(),
             persistent_keepalive: None,
             hold: contact.connected
                 && contact.settled

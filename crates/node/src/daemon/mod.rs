@@ -9,22 +9,28 @@
 //! Deliberately not here: protocol rules (`warren-proto`, `warren-control`).
 
 mod clients;
+mod explain;
 mod launch;
 mod membership;
 mod mesh;
 mod names;
+mod reflexive;
 mod requests;
+mod routes;
+mod routing;
 mod startup;
 mod status;
+mod subnets;
 mod surroundings;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ipnet::IpNet;
 use tokio::sync::mpsc;
+use warren_control::address::is_underlay;
 use warren_control::directory::{DirectoryChange, NodeView};
 use warren_proto::engine::{Engine, LinkEvent, LinkState, Now, PathKind, Refusal, Transmit};
 use warren_proto::link::event::ToEngine;
@@ -43,6 +49,8 @@ use mesh::{Mesh, Owner};
 const TURN: usize = 64;
 /// How often endpoints, certificates and the like are looked at.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
+/// How often decisions about subnet routes are looked at.
+const ROUTES_EVERY: Duration = Duration::from_secs(30);
 
 /// Clocks of members further apart than this are worth a line in the log, s.
 const CLOCK_WARNING_S: i64 = 60;
@@ -70,9 +78,12 @@ struct Daemon {
     prefixes: Vec<IpNet>,
     interface: String,
     listen: SocketAddr,
+    /// Our own: as configured, else of our interfaces.
     endpoints: Vec<SocketAddr>,
     /// Where tunnels over TCP are offered, if they are.
     tcp_port: Option<u16>,
+    /// Where others were told to reach us.
+    told: Vec<SocketAddr>,
     mtu: u32,
     admin: bool,
     epoch: Instant,
@@ -83,8 +94,17 @@ struct Daemon {
     mesh: Mesh,
     names: names::Names,
     surroundings: surroundings::Surroundings,
+    routing: routing::Routing,
+    reflexive: reflexive::Reflexive,
+    subnets: subnets::Subnets,
+    /// Why each peer's path was taken last, and when.
+    path_reasons: HashMap<LinkPublicKey, (String, Instant)>,
     control: ControlHandle,
     events: EventLog,
+    /// When decisions about subnet routes were looked at.
+    routes_kept: Instant,
+    /// The control transport does not know yet what leads into the tunnel.
+    looping_untold: bool,
     /// Lasting warnings for `warren status`, by topic.
     notices: BTreeMap<&'static str, String>,
     /// Why the loop should end.
@@ -115,11 +135,20 @@ impl Daemon {
     ) -> Ended {
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut routing = tokio::time::interval(routing::TICK);
+        routing.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while self.ending.is_none() {
             self.flush();
             let deadline = self.engine.poll_timeout().map(|(at, _)| at);
             let timer = async {
                 match deadline {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let reroute = self.routing.due();
+            let rerouting = async {
+                match reroute {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
                     None => std::future::pending().await,
                 }
@@ -137,7 +166,9 @@ impl Daemon {
                 }
                 Some(request) = inbox.requests.recv() => self.handle_request(request).await,
                 () = timer => self.engine.handle_timeout(self.now(), &mut OsRandom),
-                _ = housekeeping.tick() => self.keep_house(),
+                () = rerouting => self.reroute(),
+                _ = routing.tick() => self.tick_routing(),
+                _ = housekeeping.tick() => self.keep_house().await,
                 Some(report) = inbox.around.reports.recv() => self.router_says(report),
                 Some(sighting) = inbox.around.sightings.recv() => self.seen(sighting),
                 // Last: strangers can fill this one.
@@ -216,29 +247,48 @@ impl Daemon {
         {
             self.update_peer(id);
         }
+        match &event {
+            LinkEvent::SessionEstablished { peer, .. } | LinkEvent::RttMeasured { peer, .. } => {
+                self.link_up(*peer);
+            }
+            LinkEvent::PathSuspected { peer } | LinkEvent::PeerUnreachable { peer } => {
+                self.link_silent(*peer);
+            }
+            LinkEvent::EndpointChanged { .. } | LinkEvent::PathChanged { .. } => {
+                self.look_at_links();
+            }
+            _ => {}
+        }
         match event {
             LinkEvent::SessionEstablished {
                 peer, endpoint: Some(endpoint), rekey: false, ..
             } => {
                 // Of members the round trip is measured next, and told with it.
                 if matches!(self.mesh.owner(&peer), Some(Owner::Client(_))) {
-                    self.promoted(&peer, endpoint, None);
+                    self.promoted(&peer, endpoint, None, None);
                 }
             }
             LinkEvent::RttMeasured { peer, rtt } => {
                 let endpoint =
                     self.engine.link(&peer).and_then(|l| l.endpoint.load().as_deref().copied());
                 if let Some(endpoint) = endpoint {
-                    self.promoted(&peer, endpoint, Some(rtt.as_secs_f64() * 1e3));
+                    self.promoted(&peer, endpoint, Some(rtt.as_secs_f64() * 1e3), None);
                 }
             }
-            LinkEvent::EndpointChanged { peer, to } => self.promoted(&peer, to, None),
+            LinkEvent::EndpointChanged { peer, to } => self.promoted(&peer, to, None, None),
             LinkEvent::PathChanged { peer, to, reason, .. } => {
                 tracing::info!(peer = self.mesh.name_of(&peer), %to, %reason, "path changed");
                 let rtt = self.engine.stats(&peer, self.now()).and_then(|stats| stats.rtt);
-                self.promoted(&peer, to, rtt.map(|rtt| rtt.as_secs_f64() * 1e3));
+                let rtt = rtt.map(|rtt| rtt.as_secs_f64() * 1e3);
+                let reason = reason.to_string();
+                self.path_reasons.insert(peer, (reason.clone(), Instant::now()));
+                self.promoted(&peer, to, rtt, Some(reason));
             }
-            LinkEvent::ObservedAddress { .. } => {}
+            LinkEvent::ObservedAddress { peer, address, .. } => {
+                if let Some(id) = self.mesh.node_of(&peer) {
+                    self.observed(id, address);
+                }
+            }
             LinkEvent::PeerUnreachable { peer } => {
                 if let Some(name) = self.mesh.name_of(&peer) {
                     self.events.publish(Event::PeerUnreachable { name });
@@ -261,18 +311,23 @@ impl Daemon {
         }
     }
 
-    fn promoted(&self, peer: &LinkPublicKey, endpoint: SocketAddr, rtt_ms: Option<f64>) {
+    fn promoted(
+        &self,
+        peer: &LinkPublicKey,
+        endpoint: SocketAddr,
+        rtt_ms: Option<f64>,
+        reason: Option<String>,
+    ) {
         // The link does without a tunnel: so can the control connection.
         if let Some(Owner::Node(id)) = self.mesh.owner(peer)
-            && !endpoint.ip().to_canonical().is_loopback()
-            && warren_types::mesh_node(endpoint).is_none()
+            && PathKind::of(endpoint) == PathKind::Direct
         {
             let (control, id) = (self.control.clone(), *id);
             tokio::spawn(async move { control.leave_tunnel(id).await });
         }
         if let Some(name) = self.mesh.name_of(peer) {
-            let path = PathKind::of(endpoint).as_str().to_owned();
-            self.events.publish(Event::PathPromoted { name, path, endpoint, rtt_ms });
+            let path = self.path_name(endpoint);
+            self.events.publish(Event::PathPromoted { name, path, endpoint, rtt_ms, reason });
         }
     }
 }
@@ -290,6 +345,11 @@ impl Daemon {
                 for id in self.mesh.set_neighbours(neighbours) {
                     self.update_peer(id);
                 }
+            }
+            ControlEvent::LinkState(body) => self.take_link_state(&body),
+            ControlEvent::RouteDecided(decided) => {
+                let (body, signed) = *decided;
+                self.take_decision(&body, signed);
             }
             ControlEvent::DirectoryChanged(changes) => {
                 for change in changes {
@@ -343,6 +403,7 @@ impl Daemon {
     fn peer_connected(&mut self, peer: PeerConnected) {
         let id = peer.node;
         self.learn(peer.view.clone());
+        self.observed(id, peer.observed);
         if peer.clock_ahead_s.abs() > CLOCK_WARNING_S {
             tracing::warn!(name = %peer.view.name, seconds = peer.clock_ahead_s, "a member's clock differs from ours");
         }
@@ -371,6 +432,9 @@ impl Daemon {
                 self.names.forget(view.id());
                 if let Some(key) = self.mesh.forget(view.id()) {
                     self.engine.remove_peer(&key);
+                    self.path_reasons.remove(&key);
+                    self.forget_routes(mesh::place(&view), &key);
+                    self.take_offers(view.id());
                     self.events.publish(Event::PeerRemoved {
                         name: view.name.to_string(),
                         reason: reason.as_str().to_owned(),
@@ -391,6 +455,7 @@ impl Daemon {
             self.engine.remove_peer(&key);
         }
         self.update_peer(id);
+        self.take_offers(id);
         if new {
             self.events.publish(Event::PeerDiscovered { name });
         }
@@ -399,22 +464,65 @@ impl Daemon {
     fn update_peer(&mut self, id: NodeId) {
         if let Some(config) = self.mesh.node_peer(id) {
             self.engine.upsert_peer(config, self.now(), &mut OsRandom);
+            self.update_candidates(id);
+        }
+    }
+
+    /// Where a member may be reached has changed.
+    fn update_candidates(&mut self, id: NodeId) {
+        let Some((key, mut candidates)) = self.mesh.candidates(id) else { return };
+        candidates.extend(self.routing.detours.get(&id));
+        self.engine.set_candidates(&key, candidates, self.now(), &mut OsRandom);
+    }
+
+    /// A peer sees us at `address`.
+    fn observed(&mut self, by: NodeId, address: SocketAddr) {
+        let network = self.member.network.id;
+        if is_underlay(network, address) && self.reflexive.note(by, address, Instant::now()) {
+            tracing::debug!(%address, "a peer sees this node there");
+            self.refresh_endpoints();
         }
     }
 
     /// What changes without anybody telling us: our own addresses.
-    fn keep_house(&mut self) {
-        if !self.config.endpoints.is_empty() {
-            return;
+    async fn keep_house(&mut self) {
+        if self.config.endpoints.is_empty() {
+            let own = startup::local_endpoints(self.listen, &self.interface);
+            if own != self.endpoints && !own.is_empty() {
+                tracing::info!(endpoints = ?own, "this machine's addresses changed");
+                self.endpoints = own;
+            }
         }
-        let mut endpoints = startup::local_endpoints(self.listen, &self.interface);
-        // After our own: neighbours reach those sooner.
-        endpoints.extend(self.surroundings.external().filter(|e| !endpoints.contains(e)));
-        if endpoints != self.endpoints && !endpoints.is_empty() {
-            tracing::info!(?endpoints, "this machine's addresses changed");
-            self.endpoints = endpoints;
+        self.refresh_endpoints();
+        if self.routes_kept.elapsed() >= ROUTES_EVERY {
+            self.routes_kept = Instant::now();
+            self.keep_routes().await;
+        }
+    }
+
+    /// Tells the others where we are, if that changed: our own addresses, and
+    /// with them those that others see.
+    fn refresh_endpoints(&mut self) {
+        let told = self.told_endpoints();
+        self.engine.set_own_candidates(told.iter().copied(), self.now(), &mut OsRandom);
+        if told != self.told {
+            tracing::debug!(endpoints = ?told, "where this node is reached");
+            self.told = told;
             self.announce();
         }
+    }
+
+    /// Where others are told to reach us.
+    fn told_endpoints(&self) -> Vec<SocketAddr> {
+        let mut told = self.endpoints.clone();
+        if self.config.endpoints.is_empty() {
+            // After our own: neighbours reach those sooner.
+            told.extend(self.surroundings.external());
+            told.extend(self.reflexive.advertised(&self.endpoints, Instant::now()));
+        }
+        let mut seen = BTreeSet::new();
+        told.retain(|endpoint| seen.insert(*endpoint));
+        told
     }
 
     async fn end(self) -> Ended {

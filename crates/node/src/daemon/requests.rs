@@ -39,6 +39,15 @@ impl Daemon {
             ApiRequest::Revoke(name, reply) => {
                 let _ = reply.send(self.revoke(&name).await);
             }
+            ApiRequest::ExplainPath(name, reply) => {
+                let _ = reply.send(self.explain_path(&name));
+            }
+            ApiRequest::ListRoutes(reply) => {
+                let _ = reply.send(Ok(self.list_routes()));
+            }
+            ApiRequest::ChangeRoutes(request, reply) => {
+                let _ = reply.send(self.change_routes(&request).await);
+            }
             ApiRequest::Leave(reply) => {
                 self.ending = Some(Ending::Leave);
                 let _ = reply.send(Ok(()));
@@ -179,7 +188,8 @@ impl Daemon {
             &self.member,
             self.engine.public_key(),
             &self.mesh,
-            &self.endpoints,
+            &self.told,
+            &self.subnets.advertised,
             self.tcp_port,
         );
         let control = self.control.clone();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use warren_proto::engine::{LinkState, PeerStats};
+use warren_proto::engine::PeerStats;
 use warren_types::api::{NetworkStatus, NodeStatus, PeerKind, PeerStatus, Status};
 
 use super::mesh::Owner;
@@ -101,17 +101,7 @@ impl Daemon {
                 (name.to_string(), PeerKind::Wireguard, None, client.addresses.clone(), false)
             }
         };
-        let path = match stats.state {
-            // Only tunnels have an end on this host.
-            LinkState::Up
-                if stats.endpoint.is_some_and(|e| e.ip().to_canonical().is_loopback()) =>
-            {
-                "tcp"
-            }
-            LinkState::Up => "direct",
-            LinkState::Connecting => "connecting",
-            LinkState::Idle | LinkState::Unreachable => "none",
-        };
+        let path = self.path_of(&stats);
         Some(PeerStatus {
             name,
             kind,
@@ -119,7 +109,7 @@ impl Daemon {
             public_key: stats.key,
             addresses,
             endpoint: stats.endpoint,
-            path: path.to_owned(),
+            path,
             rtt_ms: stats.rtt.map(milliseconds),
             loss: stats.loss,
             path_mtu: stats.path_mtu,

@@ -152,6 +152,6 @@ impl Daemon {
                 ..PortMappingStatus::default()
             },
         };
-        self.keep_house();
+        self.refresh_endpoints();
     }
 }

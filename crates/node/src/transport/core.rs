@@ -7,8 +7,10 @@
 //! holds up nobody's handshake; of two connections between a pair both sides
 //! keep the same one. Deliberately not here: streams and cryptography.
 
+mod approvals;
 mod dialing;
 mod gossip;
+mod links;
 mod messages;
 mod renewal;
 mod sightings;
@@ -22,16 +24,19 @@ use quinn::{ClientConfig, Connection, Endpoint};
 use tokio::sync::{mpsc, oneshot};
 use warren_control::descriptor::DESCRIPTOR_LIFE;
 use warren_control::network::NetworkParameters;
+use warren_control::route_approval::SignedApproval;
 use warren_control::wire::{Hello, Message};
 use warren_discovery::gossip::{Gossip, Time};
 use warren_discovery::neighbours::Choice;
 use warren_types::{NodeId, NodeName, PresharedKey, mesh_node};
 
+pub use self::links::LinkSummary;
 pub(crate) use self::messages::{Command, Input, Outgoing, Target, Verdict};
 pub use self::messages::{ConnectionInfo, OwnDescriptor};
 use super::admin::{Admin, AdminError, Persist};
 use super::dial::Schedule;
 use super::event::{ControlEvent, PeerConnected, RefuseReason};
+use super::looping::Looping;
 use super::session::{CLOSE_DONE, CLOSE_DUPLICATE, CLOSE_REFUSED};
 use super::shared::{Shared, remote};
 use super::tunnel::Tunnels;
@@ -92,6 +97,7 @@ pub(crate) struct Parts {
     pub(crate) admin: Option<Admin>,
     pub(crate) persist: Arc<dyn Persist>,
     pub(crate) bootstrap: Vec<(Option<NodeId>, SocketAddr)>,
+    pub(crate) approvals: Vec<SignedApproval>,
     pub(crate) events: mpsc::UnboundedSender<ControlEvent>,
     pub(crate) endpoint: Endpoint,
     pub(crate) client: ClientConfig,
@@ -117,6 +123,8 @@ pub(crate) struct Core {
     on_demand: BTreeSet<NodeId>,
     /// Who can be reached over others, and how that is written.
     detours: HashMap<NodeId, SocketAddr>,
+    /// Addresses that the kernel sends into the tunnel: nobody is dialed there.
+    looping: Looping,
     /// Attempts that want to be told when a detour appears.
     late: HashMap<NodeId, oneshot::Sender<SocketAddr>>,
     /// Whom we stay connected to without any traffic, as told last.
@@ -154,6 +162,7 @@ impl Core {
             answered: HashMap::new(),
             on_demand: BTreeSet::new(),
             detours: HashMap::new(),
+            looping: Looping::default(),
             late: HashMap::new(),
             neighbours: BTreeSet::new(),
             started: now,
@@ -180,6 +189,8 @@ impl Core {
             }
         }
         core.restore_gossip();
+        let approvals = std::mem::take(&mut core.parts.approvals);
+        core.restore_approvals(approvals);
         core
     }
 
@@ -424,6 +435,11 @@ impl Core {
             }
             Command::SetDetours(detours) => self.set_detours(detours),
             Command::Seen { node, addresses } => self.on_seen(node, addresses),
+            Command::SetLooping(looping) => self.looping = looping,
+            Command::PublishLinks(summary) => self.publish_links(&summary),
+            Command::DecideRoute { router, prefix, approved, reply } => {
+                let _ = reply.send(self.decide_route(router, prefix, approved));
+            }
             Command::SetOwn(own) => {
                 if self.parts.own != *own {
                     self.parts.own = *own;

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use warren_control::descriptor::DescriptorError;
 use warren_control::directory::{ApplyError, DirectoryChange, NodeView};
+use warren_control::link_state::LinkStateBody;
 use warren_control::membership::MembershipError;
 use warren_control::psk::PskError;
+use warren_control::route_approval::{ApprovalBody, SignedApproval};
 use warren_control::token::TokenError;
 use warren_types::{NodeId, NodeName, PresharedKey};
 
@@ -123,6 +125,10 @@ pub enum ControlEvent {
     /// Whom the transport stays connected to without any traffic: links to them
     /// are to be held, for the network hangs together by them.
     Neighbours(BTreeSet<NodeId>),
+    /// What another member says of its direct links, checked.
+    LinkState(Box<LinkStateBody>),
+    /// An admin decided about a subnet route; checked.
+    RouteDecided(Box<(ApprovalBody, SignedApproval)>),
     /// Members came, changed or went.
     DirectoryChanged(Vec<DirectoryChange>),
     /// We admitted a node.

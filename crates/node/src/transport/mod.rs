@@ -28,6 +28,7 @@ mod dial;
 mod event;
 mod frame;
 mod join;
+mod looping;
 mod persist;
 mod session;
 mod shared;
@@ -36,9 +37,10 @@ mod tls;
 mod tunnel;
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use quinn::{Endpoint, TokioRuntime};
 use rand_core::RngCore;
 use tokio::net::TcpListener;
@@ -50,14 +52,16 @@ use warren_control::identity::IdentityKey;
 use warren_control::membership::Membership;
 use warren_control::network::NetworkParameters;
 use warren_control::revocation::SignedRevocation;
+use warren_control::route_approval::SignedApproval;
 use warren_control::wire::ALPN_CONTROL;
 use warren_types::{LinkPublicKey, NodeId, NodeName};
 
 pub use self::admin::{Admin, AdminError, Persist};
 use self::core::{Command, Core, Input, Parts, Target};
-pub use self::core::{ConnectionInfo, MAX_CONNECTIONS, OwnDescriptor};
+pub use self::core::{ConnectionInfo, LinkSummary, MAX_CONNECTIONS, OwnDescriptor};
 pub use self::event::{ControlEvent, PeerConnected, RefuseReason};
 pub use self::join::{JoinError, JoinRequestOptions, Joined, join};
+pub(crate) use self::looping::Looping;
 use self::shared::Shared;
 pub use self::shared::{Clock, system_clock};
 use self::socket::QuicSocket;
@@ -94,6 +98,8 @@ pub struct ControlConfig {
     pub tcp_listener: Option<TcpListener>,
     /// Reach members over TCP where UDP does not get through.
     pub tcp_fallback: bool,
+    /// Route approvals from the last run.
+    pub approvals: Vec<SignedApproval>,
     /// Where state goes.
     pub persist: Arc<dyn Persist>,
     /// Seconds since 1970.
@@ -195,6 +201,7 @@ impl Control {
             admin: config.admin,
             persist: config.persist,
             bootstrap,
+            approvals: config.approvals,
             events,
             endpoint: endpoint.clone(),
             client,
@@ -260,9 +267,45 @@ impl ControlHandle {
         self.command(Command::Connect(Target::Endpoint(address))).await;
     }
 
-    /// Tells who can be reached over others, and the mesh address for it.
-    pub async fn set_detours(&self, detours: HashMap<NodeId, SocketAddr>) {
-        self.command(Command::SetDetours(detours)).await;
+    /// Takes a command in order and without waiting; false when the queue is
+    /// full: try again later.
+    fn post(&self, command: Command) -> bool {
+        self.input.try_send(Input::Command(command)).is_ok()
+    }
+
+    /// Tells who can be reached over others, and the mesh address for it. False
+    /// when it has to be told again.
+    #[must_use]
+    pub fn set_detours(&self, detours: HashMap<NodeId, SocketAddr>) -> bool {
+        self.post(Command::SetDetours(detours))
+    }
+
+    /// Tells which addresses lead into the tunnel: nobody is dialed there. False
+    /// when it has to be told again.
+    #[must_use]
+    pub(crate) fn set_looping(&self, looping: Looping) -> bool {
+        self.post(Command::SetLooping(looping))
+    }
+
+    /// Tells everybody of our direct links. False when it has to be told again.
+    #[must_use]
+    pub fn publish_links(&self, summary: LinkSummary) -> bool {
+        self.post(Command::PublishLinks(summary))
+    }
+
+    /// Approves or denies a prefix behind the node with this overlay address.
+    ///
+    /// # Errors
+    /// When this node is no admin.
+    pub async fn decide_route(
+        &self,
+        router: Ipv6Addr,
+        prefix: IpNet,
+        approved: bool,
+    ) -> Result<(), AdminError> {
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::DecideRoute { router, prefix, approved, reply }).await;
+        answer.await.unwrap_or(Err(AdminError::Stopping))
     }
 
     /// A link found a way without the tunnel that its control connection uses:

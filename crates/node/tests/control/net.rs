@@ -323,6 +323,7 @@ impl Plan {
             bound: address,
             tcp_listener: None,
             tcp_fallback: true,
+            approvals: vec![],
             persist: self.persist.clone(),
             clock: self.clock.clock(),
             timing: self.timing,

@@ -5,8 +5,10 @@ mod daemon;
 mod events;
 mod keys;
 mod network;
+mod path;
 mod private;
 mod qr;
+mod route;
 mod service_unit;
 mod status;
 mod story;
@@ -86,6 +88,12 @@ enum Command {
         #[command(flatten)]
         state: State,
     },
+    /// How this node reaches others.
+    #[command(subcommand)]
+    Path(path::PathCommand),
+    /// Networks behind nodes: offer, approve and list them.
+    #[command(subcommand)]
+    Route(route::RouteCommand),
     /// Let stock WireGuard clients in through this node.
     #[command(subcommand)]
     Wg(clients::WgCommand),
@@ -263,6 +271,8 @@ pub(crate) fn run(cli: Cli) -> Result<(), Fault> {
         Command::Leave(state) => wait(network::leave(&state)),
         Command::Status { json, state } => wait(status::show(&state, json)),
         Command::Events { follow, json, state } => wait(events::show(&state, follow, json)),
+        Command::Path(command) => wait(path::run(command)),
+        Command::Route(command) => wait(route::run(command)),
         Command::Wg(command) => wait(clients::run(command)),
         Command::Revoke { name, state } => wait(network::revoke(&state, &name)),
         Command::Key(state) => wait(keys::show(&state)),
@@ -332,6 +342,13 @@ mod tests {
             "invite --expires 1h --uses 3 --qr",
             "status --json",
             "events --follow --json",
+            "path explain gpu-2 --json",
+            "route advertise 192.168.7.0/24 fd77::/48",
+            "route withdraw 192.168.7.0/24",
+            "route withdraw --all",
+            "route approve gpu-2 192.168.7.0/24",
+            "route deny gpu-2 192.168.7.0/24",
+            "route list --json",
             "wg add-client phone --endpoint vpn.example.org:9277",
             "wg list",
             "wg remove phone",

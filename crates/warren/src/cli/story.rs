@@ -86,10 +86,22 @@ pub(super) fn line(event: &Event) -> String {
         Event::Started { name, addresses } => format!("{name} serves ({})", listed(addresses)),
         Event::NodeAdmitted { name } => format!("{name} joined"),
         Event::PeerDiscovered { name } => format!("{name} is a member"),
-        Event::PathPromoted { name, path, endpoint, rtt_ms } => match rtt_ms {
-            Some(rtt) => format!("{name}: {path} {} by {}", millis(*rtt), plain(*endpoint)),
-            None => format!("{name}: {path} by {}", plain(*endpoint)),
-        },
+        Event::PathPromoted { name, path, endpoint, rtt_ms, reason } => {
+            let mut text = format!("{name}: {path}");
+            if let Some(rtt) = rtt_ms {
+                text += &format!(" {}", millis(*rtt));
+            }
+            // Over others the address says nothing that the names do not.
+            if !path.starts_with("via ") {
+                text += &format!(" by {}", plain(*endpoint));
+            }
+            if let Some(reason) = reason {
+                text += &format!(" ({reason})");
+            }
+            text
+        }
+        Event::RouteChanged { prefix, via: Some(via) } => format!("{prefix} is behind {via}"),
+        Event::RouteChanged { prefix, via: None } => format!("{prefix} is not routed any more"),
         Event::PeerUnreachable { name } => format!("{name} does not answer; trying again"),
         Event::PeerRemoved { name, reason } => format!("{name} is gone: {reason}"),
         Event::Refused { remote, reason } => format!("refused {}: {reason}", plain(*remote)),
@@ -180,6 +192,7 @@ mod tests {
             path: "direct".into(),
             endpoint: "[::ffff:192.0.2.7]:9277".parse().unwrap(),
             rtt_ms: Some(0.42),
+            reason: None,
         };
         assert_eq!(line(&path), "gpu-2: direct 0.4 ms by 192.0.2.7:9277");
         let joined = Event::NodeAdmitted { name: "gpu-2".into() };

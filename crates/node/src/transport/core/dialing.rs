@@ -116,7 +116,7 @@ impl Core {
     pub(super) fn may_dial(&self, address: SocketAddr) -> bool {
         let local = address.ip().to_canonical().is_loopback()
             && self.parts.own.endpoints.iter().any(|e| e.ip().is_loopback());
-        local || is_underlay(self.parts.network.id, address)
+        local || is_underlay(self.parts.network.id, address) && !self.looping.contains(address.ip())
     }
 
     /// TCP addresses where `node` offers tunnels.

@@ -21,7 +21,7 @@ use warren_control::wire::Message;
 use warren_discovery::gossip::{self, Event, Kind, Record, Time, Verdict, Verifier};
 use warren_types::NodeId;
 
-use super::{Core, Outgoing};
+use super::{Core, Outgoing, approvals, links};
 use crate::transport::event::{ControlEvent, RefuseReason};
 use crate::transport::frame::frame;
 use crate::transport::session::{CLOSE_DONE, CLOSE_REFUSED};
@@ -53,6 +53,8 @@ struct Intake<'a> {
     /// The sequence of a descriptor of our own that we did not know.
     ours: Option<u64>,
     revoked: bool,
+    /// What else the daemon is to be told.
+    events: Vec<ControlEvent>,
 }
 
 impl Verifier for Intake<'_> {
@@ -60,8 +62,26 @@ impl Verifier for Intake<'_> {
         match record.kind() {
             Kind::Revocation => self.revocation(record, now.unix),
             Kind::Descriptor => self.descriptor(record, now.unix),
+            Kind::LinkState => match links::check(self.shared, record, now.unix) {
+                Ok(body) => {
+                    self.events.push(ControlEvent::LinkState(Box::new(body)));
+                    Verdict::Accept
+                }
+                Err(verdict) => verdict,
+            },
+            Kind::RouteApproval => {
+                let directory = self.shared.directory();
+                let (membership, network) = (directory.membership(), directory.network());
+                match approvals::check(membership, record, network, now.unix) {
+                    Ok(decided) => {
+                        self.events.push(ControlEvent::RouteDecided(Box::new(decided)));
+                        Verdict::Accept
+                    }
+                    Err(verdict) => verdict,
+                }
+            }
             // Nobody makes these yet.
-            Kind::Trust | Kind::LinkState | Kind::RouteApproval => Verdict::Ignore,
+            Kind::Trust => Verdict::Ignore,
         }
     }
 }
@@ -151,8 +171,13 @@ impl Core {
 
     pub(super) fn on_gossip(&mut self, from: NodeId, bytes: &[u8]) {
         let now = self.time();
-        let mut intake =
-            Intake { shared: &self.shared, changes: Vec::new(), ours: None, revoked: false };
+        let mut intake = Intake {
+            shared: &self.shared,
+            changes: Vec::new(),
+            ours: None,
+            revoked: false,
+            events: Vec::new(),
+        };
         match gossip::Message::decode(bytes) {
             Ok(message) => self.gossip.handle_message(from, message, now, &mut intake),
             Err(error) => {
@@ -160,10 +185,14 @@ impl Core {
                 self.gossip.malformed(from, now);
             }
         }
-        let Intake { changes, ours, revoked, .. } = intake;
+        let Intake { changes, ours, revoked, events, .. } = intake;
         self.send_gossip();
         if !changes.is_empty() || revoked {
             self.changed(changes);
+        }
+        // After the members they are about.
+        for event in events {
+            self.emit(event);
         }
         if revoked {
             self.note_own_revocation();

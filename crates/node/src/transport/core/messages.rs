@@ -1,16 +1,19 @@
 //! What the core is told and asked, and what it tells sessions.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use quinn::Connection;
 use tokio::sync::{mpsc, oneshot};
 use warren_control::descriptor::ClientRecord;
 use warren_control::wire::{Hello, JoinRequest, Message};
 use warren_types::{LinkPublicKey, NodeId, NodeName, PresharedKey};
 
+use super::links::LinkSummary;
+use crate::transport::Looping;
 use crate::transport::admin::{AdminError, JoinAnswer};
 use crate::transport::event::RefuseReason;
 use crate::transport::session::Failure;
@@ -52,7 +55,7 @@ pub struct OwnDescriptor {
     /// Where we can be reached, best first; at most 16 are published.
     pub endpoints: Vec<SocketAddr>,
     /// Prefixes behind us that we offer.
-    pub routes: Vec<ipnet::IpNet>,
+    pub routes: Vec<IpNet>,
     /// TCP port on the same addresses where we offer tunnels, if we do.
     pub tcp_port: Option<u16>,
 }
@@ -81,6 +84,15 @@ pub(crate) enum Command {
     },
     /// Who is reached over others, and the mesh address for it.
     SetDetours(HashMap<NodeId, SocketAddr>),
+    /// Where nobody is to be dialed.
+    SetLooping(Looping),
+    PublishLinks(LinkSummary),
+    DecideRoute {
+        router: Ipv6Addr,
+        prefix: IpNet,
+        approved: bool,
+        reply: oneshot::Sender<Result<(), AdminError>>,
+    },
     Invite {
         life: u64,
         uses: u32,

@@ -6,7 +6,7 @@
 //! "unsupported version", as RFC 6887 appendix A wants of it.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -92,7 +92,7 @@ fn answer(
             let inner = u16::from_be_bytes([request[4], request[5]]);
             let wanted = u16::from_be_bytes([request[6], request[7]]);
             let life = u32::from_be_bytes([request[8], request[9], request[10], request[11]]);
-            let client = SocketAddr::new(IpAddr::from(from.ip()), inner);
+            let client = SocketAddr::new(from.ip(), inner);
             let mapped = if life == 0 {
                 mappings.remove(&client);
                 0

@@ -24,9 +24,9 @@ use crate::identity::{IdentityKey, SubjectKey};
 pub const NODE_CERTIFICATE_LIFE: u64 = 90 * DAY;
 /// Life of the root certificate, seconds: ten years.
 pub const CA_CERTIFICATE_LIFE: u64 = 3650 * DAY;
-/// How far a certificate's start lies in the past, seconds, so that a clock a
-/// little behind does not refuse it.
-pub const BACKDATE: u64 = 300;
+/// How far a certificate's start lies in the past, seconds, so that a clock
+/// that is behind does not refuse it: as much as records may be ahead.
+pub const BACKDATE: u64 = crate::descriptor::MAX_SKEW;
 
 const DAY: u64 = 86_400;
 

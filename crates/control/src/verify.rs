@@ -350,7 +350,7 @@ mod tests {
             NOW + NODE_CERTIFICATE_LIFE + 1,
         );
         assert!(matches!(late, Err(CertificateError::Expired { .. })), "{late:?}");
-        let early = verify_chain(&[leaf], &root, &none, NOW - 3600);
+        let early = verify_chain(&[leaf], &root, &none, NOW - 2 * crate::ca::BACKDATE);
         assert!(matches!(early, Err(CertificateError::NotYetValid { .. })), "{early:?}");
     }
 

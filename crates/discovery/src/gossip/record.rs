@@ -10,7 +10,7 @@ use blake2::{Blake2s256, Digest};
 
 /// How far ahead of our clock a record may have been made, seconds; as for
 /// descriptors.
-pub const MAX_SKEW: u64 = 3600;
+pub const MAX_SKEW: u64 = 7800;
 
 /// Greatest sequence.
 const MAX_SEQUENCE: u64 = (1 << 48) - 1;

@@ -11,8 +11,14 @@
 mod admission;
 mod attacks;
 mod authentication;
+mod chatter;
+mod churn;
+mod failover;
+mod faults;
 mod lan;
+mod mesh;
 mod names;
+mod nat;
 mod network;
 mod router;
 mod stock;
@@ -28,7 +34,7 @@ use anyhow::Result;
 use warren_lab::topology::{Privilege, find_privilege, hide_run};
 
 /// A scenario: a name that says what must hold, and the story that checks it.
-type Scenario = (&'static str, fn() -> Result<()>);
+pub(crate) type Scenario = (&'static str, fn() -> Result<()>);
 
 const SCENARIOS: &[Scenario] = &[
     ("two_machines_two_commands", story::two_machines_two_commands),
@@ -79,10 +85,17 @@ fn main() -> ExitCode {
     let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
     let names: Vec<&String> =
         arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
-    let long = if has("--long") { LONG } else { &[] };
-    let chosen: Vec<&Scenario> = SCENARIOS
-        .iter()
+    let (short, mut long) = (
+        [SCENARIOS, nat::SCENARIOS, failover::SCENARIOS, churn::SCENARIOS, faults::SCENARIOS],
+        [LONG, nat::LONG, failover::LONG, churn::LONG].to_vec(),
+    );
+    if !has("--long") {
+        long.clear();
+    }
+    let chosen: Vec<&Scenario> = short
+        .into_iter()
         .chain(long)
+        .flatten()
         .filter(|(name, _)| names.is_empty() || names.iter().any(|part| name.contains(*part)))
         .collect();
     if has("--list") {

@@ -16,7 +16,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The binary under test.
 pub(crate) fn binary() -> PathBuf {
-    env!("CARGO_BIN_EXE_warren").into()
+    // Another build of it, such as the released one, for figures.
+    let named = std::env::var_os("WARREN_BIN").map(PathBuf::from);
+    named.unwrap_or_else(|| env!("CARGO_BIN_EXE_warren").into())
 }
 
 /// A daemon to be, on one end of a pair.

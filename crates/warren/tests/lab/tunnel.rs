@@ -15,17 +15,22 @@ const BLOCK: &str = "table inet firewall {
     chain out { type filter hook output priority 0; oifname \"eth0\" meta l4proto udp drop; }
 }";
 
+fn unblock(host: &Host) -> Result<()> {
+    host.run("nft", &["delete table inet firewall"]).map(|_| ())
+}
+
 fn block_udp(host: &Host) -> Result<()> {
     host.run("nft", &[BLOCK]).map(|_| ()).context("nft (package nftables) is needed")
 }
 
-/// Joins, talks, streams and restarts with every UDP packet dropped.
+/// Joins, talks, streams and restarts with every UDP packet dropped; goes back
+/// to UDP when it returns, without losing its connection.
 pub(crate) fn blocked_udp_is_replaced_by_tls() -> Result<()> {
     let pair = Pair::create(1500, Underlay::Direct)?;
     let scratch = TemporaryDir::create("warren-lab")?;
     let mut left = spec(&pair.left, Pair::LEFT, &scratch);
     left.arguments = vec!["--tcp-listen".into(), "10.99.0.1:443".into()];
-    let left = left.up(None, PATIENCE)?;
+    let mut left = left.up(None, PATIENCE)?;
     let code = left.join_code(PATIENCE)?;
     block_udp(&pair.right)?;
 
@@ -51,5 +56,23 @@ pub(crate) fn blocked_udp_is_replaced_by_tls() -> Result<()> {
         !format!("{advertised:?}").contains("observed: Some(127.0.0.1"),
         "an address inside a tunnel was taken for one outside"
     );
+
+    // UDP returns under a stream: it must not notice.
+    let streamed = std::thread::scope(|scope| {
+        let time = Until::Elapsed(Duration::from_secs(12));
+        let (right, left) = (&pair.right, &pair.left);
+        let streaming = scope.spawn(move || stream(right, left, to, time));
+        std::thread::sleep(Duration::from_secs(1));
+        unblock(&pair.right)?;
+        streaming.join().unwrap_or_else(|_| anyhow::bail!("panicked"))
+    })?;
+    ensure!(streamed.longest_gap < Duration::from_secs(2), "{streamed:?}");
+    right.wait_until("a link over UDP again", PATIENCE, |status| {
+        status.peers.iter().any(|peer| {
+            peer.name == "left"
+                && peer.endpoint.is_some_and(|e| !e.ip().to_canonical().is_loopback())
+        })
+    })?;
+    left.wait_connected("right", PATIENCE)?;
     Ok(())
 }

@@ -1,22 +1,28 @@
-//! The network's certificate authority: creates the root, issues node
-//! certificates.
+//! The network's certificate authority: creates a root, delegates to other
+//! nodes, issues node certificates.
 //!
 //! In: the CA key, the subject's [`NodeId`], name and overlay addresses, `now`.
 //! Out: X.509 v3 certificates in DER, signed with Ed25519 (RFC 8410).
 //! Invariants: a node certificate binds key, name (`spiffe://NETWORK/node/NAME`)
-//! and addresses (SAN IPs) together, is no CA, and never outlives the CA.
-//! Deliberately not here: who may have which name (`registry`), and checking
-//! (`verify`).
+//! and addresses (SAN IPs) together, is no CA, and never outlives its issuer. A
+//! delegated authority can issue node certificates of this network's addresses
+//! and nothing else: path length 0 and IP name constraints (RFC 5280 section
+//! 4.2.1.10; URI constraints are not understood by verifiers, so its own URI
+//! names the network and `verify` compares). Deliberately not here: who may have
+//! which name (`registry`), and checking (`verify`).
 
 use std::net::IpAddr;
 
 use rand_core::CryptoRng;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyUsagePurpose, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyUsagePurpose, NameConstraints,
+    SanType, SerialNumber,
 };
 use time::OffsetDateTime;
-use warren_types::{NetworkName, NodeId, NodeName};
+use warren_types::{NetworkId, NetworkName, NodeId, NodeName};
+
+use crate::address;
 
 use crate::identity::{IdentityKey, SubjectKey};
 
@@ -24,6 +30,9 @@ use crate::identity::{IdentityKey, SubjectKey};
 pub const NODE_CERTIFICATE_LIFE: u64 = 90 * DAY;
 /// Life of the root certificate, seconds: ten years.
 pub const CA_CERTIFICATE_LIFE: u64 = 3650 * DAY;
+/// Life of a delegated authority's certificate, seconds: 180 days. Root holders
+/// renew it by themselves at two thirds of it.
+pub const AUTHORITY_CERTIFICATE_LIFE: u64 = 180 * DAY;
 /// How far a certificate's start lies in the past, seconds, so that a clock
 /// that is behind does not refuse it: as much as records may be ahead.
 pub const BACKDATE: u64 = crate::descriptor::MAX_SKEW;
@@ -42,6 +51,9 @@ pub enum IssueError {
     /// The CA certificate itself has ended.
     #[error("the network's CA certificate has expired; nothing can be issued any more")]
     CaExpired,
+    /// A delegated authority was asked to delegate.
+    #[error("only a holder of the root key can delegate")]
+    NotRoot,
     /// The CA key does not belong to the CA certificate.
     #[error("the CA key does not belong to the CA certificate")]
     KeyMismatch,
@@ -65,15 +77,30 @@ pub struct CertificateRequest {
     pub name: NodeName,
     /// Its overlay addresses, at least one.
     pub addresses: Vec<IpAddr>,
+    /// The key its IPv6 address follows from, when that is a former one.
+    pub origin: Option<Origin>,
 }
 
-/// The network's CA: key and certificate.
+/// Where a node began: survives every rotation of its key, and with it its
+/// overlay IPv6 address. Of two certificates with one origin the one with the
+/// higher generation is the node; the other is a former self.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(serde::Serialize, serde::Deserialize)]
+pub struct Origin {
+    /// The node's first key.
+    pub id: NodeId,
+    /// How often its key was rotated since.
+    pub generation: u32,
+}
+
+/// An authority of the network: the root, or one delegated by it.
 #[derive(Debug)]
 pub struct Authority {
     key: IdentityKey,
     certificate: Vec<u8>,
     network: NetworkName,
     not_after: u64,
+    root: bool,
 }
 
 fn datetime(seconds: u64) -> Result<OffsetDateTime, IssueError> {
@@ -100,13 +127,22 @@ fn common_name(text: String) -> DistinguishedName {
     name
 }
 
-/// The parts of the CA's certificate that certificates it issues refer to.
-fn ca_params(network: &NetworkName) -> CertificateParams {
+/// The parts of an authority's certificate that certificates it issues refer
+/// to. `delegated` is the key of a delegated one.
+fn ca_params(network: &NetworkName, delegated: Option<NodeId>) -> CertificateParams {
     let mut params = CertificateParams::default();
-    params.distinguished_name = common_name(format!("Warren CA of {network}"));
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+    let (name, depth) = match delegated {
+        None => (format!("Warren CA of {network}"), 1),
+        Some(key) => (format!("Warren authority {} of {network}", key.short()), 0),
+    };
+    params.distinguished_name = common_name(name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(depth));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
+}
+
+fn uri(text: String) -> Result<SanType, IssueError> {
+    Ok(SanType::URI(text.try_into()?))
 }
 
 impl Authority {
@@ -120,16 +156,16 @@ impl Authority {
         now: u64,
         rng: &mut impl CryptoRng,
     ) -> Result<Self, IssueError> {
-        let mut params = ca_params(network);
+        let mut params = ca_params(network, None);
         let not_after = now.saturating_add(CA_CERTIFICATE_LIFE);
         params.not_before = datetime(now.saturating_sub(BACKDATE))?;
         params.not_after = datetime(not_after)?;
         params.serial_number = Some(serial(rng));
         let certificate = params.self_signed(&key)?.der().to_vec();
-        Ok(Self { key, certificate, network: network.clone(), not_after })
+        Ok(Self { key, certificate, network: network.clone(), not_after, root: true })
     }
 
-    /// Takes up an existing CA.
+    /// Takes up an existing root.
     ///
     /// # Errors
     /// When key and certificate do not belong together.
@@ -138,17 +174,93 @@ impl Authority {
         certificate: Vec<u8>,
         network: &NetworkName,
     ) -> Result<Self, IssueError> {
+        Self::take_up(key, certificate, network, true)
+    }
+
+    /// Takes up a delegated authority.
+    ///
+    /// # Errors
+    /// When key and certificate do not belong together.
+    pub fn load_delegated(
+        key: IdentityKey,
+        certificate: Vec<u8>,
+        network: &NetworkName,
+    ) -> Result<Self, IssueError> {
+        Self::take_up(key, certificate, network, false)
+    }
+
+    fn take_up(
+        key: IdentityKey,
+        certificate: Vec<u8>,
+        network: &NetworkName,
+        root: bool,
+    ) -> Result<Self, IssueError> {
         let (id, not_after) = crate::verify::key_and_end(&certificate)
             .map_err(|e| IssueError::Encoding(e.to_string()))?;
         if id != key.id() {
             return Err(IssueError::KeyMismatch);
         }
-        Ok(Self { key, certificate, network: network.clone(), not_after })
+        Ok(Self { key, certificate, network: network.clone(), not_after, root })
     }
 
-    /// The root certificate, DER.
+    /// Its certificate, DER.
     pub fn certificate(&self) -> &[u8] {
         &self.certificate
+    }
+
+    /// True for a root, false for a delegated authority.
+    pub fn is_root(&self) -> bool {
+        self.root
+    }
+
+    /// End of its certificate, seconds since 1970.
+    pub fn not_after(&self) -> u64 {
+        self.not_after
+    }
+
+    /// What follows the leaf in chains it issues: itself, unless it is a root.
+    pub fn above(&self) -> Vec<Vec<u8>> {
+        if self.root { Vec::new() } else { vec![self.certificate.clone()] }
+    }
+
+    /// Certifies `key`, which was made at and never leaves the node `name`, as
+    /// an authority that issues node certificates of this network, for `life`
+    /// seconds or to the root's own end.
+    ///
+    /// # Errors
+    /// When this is no root, or the clock or the root's end forbids it.
+    pub fn delegate(
+        &self,
+        name: &NodeName,
+        key: NodeId,
+        network: NetworkId,
+        now: u64,
+        life: u64,
+        rng: &mut impl CryptoRng,
+    ) -> Result<Vec<u8>, IssueError> {
+        if !self.root {
+            return Err(IssueError::NotRoot);
+        }
+        if now >= self.not_after {
+            return Err(IssueError::CaExpired);
+        }
+        let mut params = ca_params(&self.network, Some(key));
+        params.not_before = datetime(now.saturating_sub(BACKDATE))?;
+        params.not_after = datetime(now.saturating_add(life).min(self.not_after))?;
+        params.serial_number = Some(serial(rng));
+        params.use_authority_key_identifier_extension = true;
+        params.subject_alt_names = vec![uri(format!("spiffe://{}/admin/{name}", self.network))?];
+        let (v4, v6) = (address::ipv4_prefix(), address::ipv6_prefix(network));
+        let subnet = |net: ipnet::IpNet| {
+            GeneralSubtree::IpAddress(CidrSubnet::from_addr_prefix(net.network(), net.prefix_len()))
+        };
+        params.name_constraints = Some(NameConstraints {
+            permitted_subtrees: vec![subnet(v4.into()), subnet(v6.into())],
+            excluded_subtrees: Vec::new(),
+        });
+        let issuer_params = ca_params(&self.network, None);
+        let issuer = Issuer::from_params(&issuer_params, &self.key);
+        Ok(params.signed_by(&SubjectKey(key), &issuer)?.der().to_vec())
     }
 
     /// The CA's key, to be stored by its owner.
@@ -157,7 +269,7 @@ impl Authority {
     }
 
     /// Issues (or renews: it is the same) a node certificate from `now`, for
-    /// [`NODE_CERTIFICATE_LIFE`] or to the CA's own end.
+    /// [`NODE_CERTIFICATE_LIFE`] or to the authority's own end.
     ///
     /// # Errors
     /// When the clock or the CA's end forbids it.
@@ -194,14 +306,17 @@ impl Authority {
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        let uri = format!("spiffe://{}/node/{}", self.network, request.name);
-        params.subject_alt_names = vec![SanType::URI(
-            uri.try_into().map_err(|e: rcgen::Error| IssueError::Encoding(e.to_string()))?,
-        )];
+        params.subject_alt_names =
+            vec![uri(format!("spiffe://{}/node/{}", self.network, request.name))?];
+        if let Some(Origin { id, generation }) = request.origin {
+            let text = format!("spiffe://{}/origin/{id}/{generation}", self.network);
+            params.subject_alt_names.push(uri(text)?);
+        }
         params
             .subject_alt_names
             .extend(request.addresses.iter().map(|address| SanType::IpAddress(*address)));
-        let issuer_params = ca_params(&self.network);
+        let delegated = (!self.root).then(|| self.key.id());
+        let issuer_params = ca_params(&self.network, delegated);
         let issuer = Issuer::from_params(&issuer_params, &self.key);
         Ok(params.signed_by(&SubjectKey(request.id), &issuer)?.der().to_vec())
     }

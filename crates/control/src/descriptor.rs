@@ -13,6 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use minicbor::bytes::ByteArray;
 use minicbor::{Decode, Encode};
 use warren_types::{LinkPublicKey, NetworkId, NodeId, NodeName};
 
@@ -20,6 +21,7 @@ use crate::identity::{self, IdentityKey, SIGNATURE_LEN};
 use crate::membership::{Membership, MembershipError, PeerIdentity};
 use crate::revocation::RevocationList;
 use crate::route_approval::MAX_ROUTES;
+use crate::verify::CertifiedNode;
 use crate::{address, cbor};
 
 const LABEL: &str = "Warren v1 descriptor";
@@ -49,6 +51,50 @@ pub struct ClientRecord {
     /// Its overlay addresses.
     #[cbor(n(2), with = "cbor::ips")]
     pub addresses: Vec<IpAddr>,
+}
+
+/// What the owner says about its keys beyond the present ones.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct KeyNotes {
+    /// The link key it had before, while it still answers to it.
+    #[n(0)]
+    former_link_key: Option<ByteArray<32>>,
+    /// True when it holds the key of the current root.
+    #[n(1)]
+    pub root: Option<bool>,
+    /// How many rotations of the CA it knows of.
+    #[n(2)]
+    pub epoch: Option<u64>,
+    /// The key of the authority delegated to it.
+    #[n(3)]
+    authority: Option<ByteArray<32>>,
+    /// When that authority ends, seconds since 1970.
+    #[n(4)]
+    pub authority_ends: Option<u64>,
+}
+
+impl KeyNotes {
+    /// The link key it had before, while it still answers to it.
+    pub fn former_link_key(&self) -> Option<LinkPublicKey> {
+        self.former_link_key.map(|key| LinkPublicKey(key.into()))
+    }
+
+    /// Sets the link key it had before.
+    pub fn set_former_link_key(&mut self, key: Option<LinkPublicKey>) {
+        self.former_link_key = key.map(|key| key.0.into());
+    }
+
+    /// The key of the authority delegated to it.
+    pub fn authority(&self) -> Option<NodeId> {
+        self.authority.map(|key| NodeId(key.into()))
+    }
+
+    /// Sets the authority delegated to it, and when that ends.
+    pub fn set_authority(&mut self, authority: Option<(NodeId, u64)>) {
+        self.authority = authority.map(|(key, _)| key.0.into());
+        self.authority_ends = authority.map(|(_, end)| end);
+    }
 }
 
 /// What the owner signs.
@@ -92,7 +138,7 @@ pub struct DescriptorBody {
     /// True when the owner left: forget it.
     #[n(11)]
     pub left: bool,
-    /// True when the owner holds the CA key: it admits nodes and renews
+    /// True when the owner holds an authority's key: it admits nodes and renews
     /// certificates. A hint; what it issues is checked against the CA.
     #[n(12)]
     pub admin: bool,
@@ -103,6 +149,9 @@ pub struct DescriptorBody {
     /// TCP addresses where it offers tunnels for datagrams, best first.
     #[cbor(n(13), with = "cbor::sockets", default, skip_if = "Vec::is_empty")]
     pub tcp: Vec<SocketAddr>,
+    /// Former keys and the like.
+    #[n(15)]
+    pub keys: Option<KeyNotes>,
 }
 
 /// A descriptor as it travels and is stored.
@@ -127,6 +176,8 @@ pub struct Descriptor {
     pub body: DescriptorBody,
     /// End of the owner's certificate, seconds since 1970.
     pub certificate_expires: Option<u64>,
+    /// What its certificate says.
+    pub certified: Option<Box<CertifiedNode>>,
     /// The bytes to pass on.
     pub signed: Arc<SignedDescriptor>,
 }
@@ -241,6 +292,20 @@ impl SignedDescriptor {
         revoked: &RevocationList,
         now: u64,
     ) -> Result<Descriptor, DescriptorError> {
+        let check = |chain: &[Vec<u8>]| membership.check_chain(chain, revoked, now);
+        self.verify_with(network, membership, revoked, now, check)
+    }
+
+    /// Like [`SignedDescriptor::verify`], with another check of the owner's
+    /// certificates.
+    pub(crate) fn verify_with(
+        &self,
+        network: NetworkId,
+        membership: &Membership,
+        revoked: &RevocationList,
+        now: u64,
+        check: impl FnOnce(&[Vec<u8>]) -> Result<PeerIdentity, MembershipError>,
+    ) -> Result<Descriptor, DescriptorError> {
         let body = self.parse()?;
         if body.network != network {
             return Err(DescriptorError::WrongNetwork);
@@ -268,27 +333,30 @@ impl SignedDescriptor {
         if body.routes.len() > MAX_ROUTES {
             return Err(DescriptorError::Malformed("too many routes"));
         }
-        let certificate_expires = check_owner(&body, self, membership, revoked, now)?;
+        let certified = check_owner(&body, self, membership, check)?;
+        let certificate_expires = certified.as_ref().map(|node| node.not_after);
         for client in &body.clients {
             check_addresses(network, &client.key.0, &client.addresses)?;
         }
-        Ok(Descriptor { body, certificate_expires, signed: Arc::new(self.clone()) })
+        Ok(Descriptor {
+            body,
+            certificate_expires,
+            certified: certified.map(Box::new),
+            signed: Arc::new(self.clone()),
+        })
     }
 }
 
-/// Name and addresses as the mode allows them. Returns the certificate's end.
+/// Name and addresses as the mode allows them. Returns what the certificate says.
 fn check_owner(
     body: &DescriptorBody,
     signed: &SignedDescriptor,
     membership: &Membership,
-    revoked: &RevocationList,
-    now: u64,
-) -> Result<Option<u64>, DescriptorError> {
+    check: impl FnOnce(&[Vec<u8>]) -> Result<PeerIdentity, MembershipError>,
+) -> Result<Option<CertifiedNode>, DescriptorError> {
     match membership {
         Membership::Certificate(_) => {
-            let PeerIdentity::Certified(node) =
-                membership.check_chain(&body.chain, revoked, now)?
-            else {
+            let PeerIdentity::Certified(node) = check(&body.chain)? else {
                 return Err(DescriptorError::WrongCertificate);
             };
             if node.id != body.node {
@@ -299,7 +367,7 @@ fn check_owner(
             }
             match body.addresses.iter().find(|a| !node.addresses.contains(a)) {
                 Some(address) => Err(DescriptorError::WrongAddress(*address)),
-                None => Ok(Some(node.not_after)),
+                None => Ok(Some(node)),
             }
         }
         Membership::Key(pinned) => {
@@ -369,6 +437,7 @@ mod tests {
             admin: false,
             routes: vec!["192.168.7.0/24".parse().unwrap()],
             tcp: vec!["192.0.2.1:443".parse().unwrap()],
+            keys: None,
         }
     }
 

@@ -7,9 +7,13 @@
 //! descriptors (nodes come before clients, then the smaller [`NodeId`]); a link
 //! key stays with the node it was first seen with. The loser of a name goes by
 //! `NAME-IDPREFIX`; the loser of an address does without it (its IPv6 address
-//! follows from its key and cannot be taken). A node that left stays as a
-//! tombstone until its last descriptor would have ended. Work per change is
-//! proportional to what the change touches. Deliberately not here: sending.
+//! follows from its key and cannot be taken). A node whose key was rotated is one
+//! node: its former key has no entry beside the present one. A node that left
+//! stays as a tombstone until its last descriptor would have ended. Work per
+//! change is proportional to what the change touches. Deliberately not here:
+//! sending.
+
+mod standing;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -18,8 +22,8 @@ use std::sync::Arc;
 use warren_types::{LinkPublicKey, NetworkId, NodeId, NodeName};
 
 use crate::descriptor::{ClientRecord, Descriptor, DescriptorError, SignedDescriptor};
-use crate::membership::{Membership, MembershipError};
-use crate::revocation::{RevocationError, RevocationList, SignedRevocation};
+use crate::membership::Membership;
+use crate::revocation::RevocationList;
 
 /// Most nodes kept.
 pub const MAX_NODES: usize = 20_000;
@@ -84,6 +88,13 @@ pub enum DirectoryChange {
     Added(Arc<NodeView>),
     /// Something about it changed.
     Updated(Arc<NodeView>),
+    /// It goes on under another key, with all it had.
+    Succeeded {
+        /// As it was last.
+        former: Arc<NodeView>,
+        /// As it is now.
+        view: Arc<NodeView>,
+    },
     /// It is gone.
     Removed {
         /// As it was last.
@@ -121,6 +132,11 @@ pub struct Directory {
     names: HashMap<NodeName, BTreeSet<NodeId>>,
     addresses: BTreeMap<IpAddr, BTreeSet<Claimant>>,
     link_keys: HashMap<LinkPublicKey, NodeId>,
+    /// By the key a node began with: the one it has now.
+    origins: HashMap<NodeId, NodeId>,
+    /// Addresses of nodes that are gone, and until when they are given to nobody
+    /// (seconds since 1970): others may still believe in the former holder.
+    released: BTreeMap<IpAddr, u64>,
     revoked: RevocationList,
 }
 
@@ -153,6 +169,8 @@ impl Directory {
             names: HashMap::new(),
             addresses: BTreeMap::new(),
             link_keys: HashMap::new(),
+            origins: HashMap::new(),
+            released: BTreeMap::new(),
             revoked: RevocationList::default(),
         }
     }
@@ -200,9 +218,21 @@ impl Directory {
         id: NodeId,
         now: u64,
     ) -> Result<Option<Vec<DirectoryChange>>, ApplyError> {
-        let descriptor =
-            Arc::new(signed.verify(self.network, &self.membership, &self.revoked, now)?);
-        if !self.nodes.contains_key(&id) && self.nodes.len() >= MAX_NODES {
+        let check = |chain: &[Vec<u8>]| self.check_chain(chain, now);
+        let descriptor = Arc::new(signed.verify_with(
+            self.network,
+            &self.membership,
+            &self.revoked,
+            now,
+            check,
+        )?);
+        let origin = descriptor.certified.as_ref().map(|node| node.origin.id);
+        let former = origin.and_then(|o| self.origins.get(&o)).copied().filter(|f| *f != id);
+        if former.is_some_and(|f| self.sequence(f).is_some_and(|s| s >= descriptor.body.sequence)) {
+            return Ok(None);
+        }
+        let known = self.nodes.contains_key(&id) || former.is_some();
+        if !known && self.nodes.len() >= MAX_NODES {
             return Err(ApplyError::Full);
         }
         let keys = || {
@@ -210,17 +240,27 @@ impl Directory {
             std::iter::once(body.link_key).chain(body.clients.iter().map(|c| c.key))
         };
         if !descriptor.body.left {
-            let taken = keys().find_map(|k| self.link_keys.get(&k).filter(|o| **o != id));
+            let stranger = |owner: &&NodeId| **owner != id && Some(**owner) != former;
+            let taken = keys().find_map(|k| self.link_keys.get(&k).filter(stranger));
             if let Some(winner) = taken {
                 return Err(ApplyError::LinkKeyTaken { winner: *winner, loser: id });
             }
         }
         let mut touched = self.retract(id);
-        let old = self.nodes.remove(&id).and_then(|e| e.view);
+        let mut old = self.nodes.remove(&id).and_then(|e| e.view);
+        let mut succeeded = None;
+        if let Some(former) = former {
+            touched.extend(self.retract(former));
+            succeeded = self.nodes.remove(&former).and_then(|e| e.view);
+        }
+        if let Some(origin) = origin {
+            self.origins.insert(origin, id);
+        }
         if descriptor.body.left {
             self.nodes.insert(id, Entry { descriptor, view: None });
             let mut changes = Vec::new();
-            if let Some(view) = old {
+            if let Some(view) = succeeded.or(old.take()) {
+                self.release(&view, now);
                 changes.push(DirectoryChange::Removed { view, reason: RemovalReason::Left });
             }
             self.refresh(&touched, &mut changes);
@@ -236,10 +276,10 @@ impl Directory {
         self.note_conflicts(&view, &mut changes);
         changes.insert(
             0,
-            if old.is_some() {
-                DirectoryChange::Updated(view.clone())
-            } else {
-                DirectoryChange::Added(view.clone())
+            match (succeeded, old) {
+                (Some(former), _) => DirectoryChange::Succeeded { former, view: view.clone() },
+                (None, Some(_)) => DirectoryChange::Updated(view.clone()),
+                (None, None) => DirectoryChange::Added(view.clone()),
             },
         );
         if let Some(entry) = self.nodes.get_mut(&id) {
@@ -248,49 +288,6 @@ impl Directory {
         touched.remove(&id);
         self.refresh(&touched, &mut changes);
         Ok(Some(changes))
-    }
-
-    /// Takes in a revocation. Returns the changes it made; `None` when it was
-    /// known.
-    ///
-    /// # Errors
-    /// When the CA did not sign it, or there is no CA.
-    pub fn revoke(
-        &mut self,
-        record: SignedRevocation,
-        now: u64,
-    ) -> Result<Option<Vec<DirectoryChange>>, RevocationError> {
-        let ca = self.membership.revocation_key().ok_or(RevocationError::BadSignature)?;
-        let Some(node) = self.revoked.insert(record, ca, self.network, now)? else {
-            return Ok(None);
-        };
-        Ok(Some(self.remove(node, RemovalReason::Revoked)))
-    }
-
-    /// Removes members whose descriptor or certificate ended, and revocations
-    /// that are no longer needed.
-    pub fn expire(&mut self, now: u64) -> Vec<DirectoryChange> {
-        self.revoked.forget_old(now);
-        let ended: Vec<NodeId> = self
-            .nodes
-            .iter()
-            .filter(|(_, e)| {
-                let certificate = e.descriptor.certificate_expires.unwrap_or(u64::MAX);
-                now >= e.descriptor.body.expires.min(certificate)
-            })
-            .map(|(id, _)| *id)
-            .collect();
-        ended.into_iter().flat_map(|id| self.remove(id, RemovalReason::Expired)).collect()
-    }
-
-    /// Seconds since 1970 at which [`Directory::expire`] has something to do.
-    pub fn next_expiry(&self) -> Option<u64> {
-        self.nodes
-            .values()
-            .map(|e| {
-                e.descriptor.body.expires.min(e.descriptor.certificate_expires.unwrap_or(u64::MAX))
-            })
-            .min()
     }
 
     /// One member.
@@ -344,22 +341,17 @@ impl Directory {
             || self.views().any(|v| v.name == *name || v.clients.iter().any(|c| c.name == *name))
     }
 
-    /// Checks a chain that TLS delivered.
-    ///
-    /// # Errors
-    /// Why the peer is no member.
-    pub fn check_chain(
-        &self,
-        chain: &[Vec<u8>],
-        now: u64,
-    ) -> Result<crate::membership::PeerIdentity, MembershipError> {
-        self.membership.check_chain(chain, &self.revoked, now)
-    }
-
-    fn remove(&mut self, id: NodeId, reason: RemovalReason) -> Vec<DirectoryChange> {
+    fn remove(&mut self, id: NodeId, reason: RemovalReason, now: u64) -> Vec<DirectoryChange> {
         let touched = self.retract(id);
         let mut changes = Vec::new();
-        if let Some(view) = self.nodes.remove(&id).and_then(|e| e.view) {
+        let entry = self.nodes.remove(&id);
+        if let Some(node) = entry.as_ref().and_then(|e| e.descriptor.certified.as_ref())
+            && self.origins.get(&node.origin.id) == Some(&id)
+        {
+            self.origins.remove(&node.origin.id);
+        }
+        if let Some(view) = entry.and_then(|e| e.view) {
+            self.release(&view, now);
             changes.push(DirectoryChange::Removed { view, reason });
         }
         self.refresh(&touched, &mut changes);

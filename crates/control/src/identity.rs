@@ -114,6 +114,11 @@ pub fn verify(id: NodeId, label: &str, body: &[u8], signature: &[u8]) -> bool {
     UnparsedPublicKey::new(&ED25519, id.0).verify(&labelled(label, body), signature).is_ok()
 }
 
+/// Like [`verify`] for bytes without a label (the signed part of a certificate).
+pub(crate) fn verify_bytes(id: NodeId, bytes: &[u8], signature: &[u8]) -> bool {
+    UnparsedPublicKey::new(&ED25519, id.0).verify(bytes, signature).is_ok()
+}
+
 impl rcgen::PublicKeyData for IdentityKey {
     fn der_bytes(&self) -> &[u8] {
         &self.id.0

@@ -1,5 +1,6 @@
 //! Warren's control plane without I/O: identity, certificates, join codes,
-//! invite tokens, signed descriptors and the directory made of them.
+//! invite tokens, signed descriptors and the directory made of them, and the
+//! changes of keys, certificates and roots over time.
 //!
 //! In: bytes, `now` (seconds since 1970) and random generators as parameters.
 //! Out: values, changes as data, typed errors that name the failing check.
@@ -25,5 +26,6 @@ pub mod route_approval;
 #[cfg(test)]
 mod testing;
 pub mod token;
+pub mod trust;
 pub mod verify;
 pub mod wire;

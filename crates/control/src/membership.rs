@@ -13,13 +13,14 @@ use warren_types::{NodeId, NodeName};
 use crate::network::AuthKind;
 use crate::psk::PskKeys;
 use crate::revocation::RevocationList;
-use crate::verify::{self, CertificateError, CertifiedNode, TrustRoot};
+use crate::trust::Trust;
+use crate::verify::{self, CertificateError, CertifiedNode};
 
 /// How this node recognises members.
 #[derive(Debug, Clone)]
 pub enum Membership {
-    /// Certificates under the network's root.
-    Certificate(TrustRoot),
+    /// Certificates under the network's roots.
+    Certificate(Trust),
     /// Keys pinned in the configuration, with the names they must use.
     Key(BTreeMap<NodeId, NodeName>),
     /// Whoever holds the pre-shared key.
@@ -59,6 +60,14 @@ pub enum MembershipError {
     /// It was revoked.
     #[error("the node {0} was revoked")]
     Revoked(NodeId),
+    /// The node has rotated its key; this is the former one.
+    #[error("the key {former} is a former one of the node {now}")]
+    Superseded {
+        /// The key shown.
+        former: NodeId,
+        /// The key the node has now.
+        now: NodeId,
+    },
 }
 
 impl Membership {
@@ -71,10 +80,10 @@ impl Membership {
         }
     }
 
-    /// The key that signs revocations, where there is one.
-    pub fn revocation_key(&self) -> Option<NodeId> {
+    /// What is trusted, where there are certificates.
+    pub fn trust(&self) -> Option<&Trust> {
         match self {
-            Self::Certificate(root) => Some(root.key),
+            Self::Certificate(trust) => Some(trust),
             Self::Key(_) | Self::Psk(_) => None,
         }
     }
@@ -89,8 +98,8 @@ impl Membership {
         revoked: &RevocationList,
         now: u64,
     ) -> Result<PeerIdentity, MembershipError> {
-        if let Self::Certificate(root) = self {
-            let node = verify::verify_chain(chain, root, revoked, now)?;
+        if let Self::Certificate(trust) = self {
+            let node = verify::verify_chain(chain, trust, revoked, now)?;
             return Ok(PeerIdentity::Certified(node));
         }
         let leaf = chain.first().ok_or(CertificateError::Missing)?;

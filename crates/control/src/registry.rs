@@ -1,16 +1,18 @@
 //! Whom this admin admitted: names and IPv4 addresses that are taken.
 //!
-//! In: admissions, leaves, revocations. Out: a member's name and addresses, or
-//! why it cannot have them. Invariants: a name, an address and a link key have
+//! In: admissions, leaves, revocations, rotated keys, delegations. Out: a
+//! member's name and addresses, or why it cannot have them. Invariants: a name, an address and a link key have
 //! at most one holder; a node that was admitted before keeps what it has.
 //! Deliberately not here: tokens, certificates, files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 use warren_types::{LinkPublicKey, NetworkId, NodeId, NodeName};
 
+use crate::ca::Origin;
+use crate::revocation::RevocationBody;
 use crate::{address, revocation};
 
 /// One admitted node.
@@ -24,6 +26,20 @@ pub struct Member {
     pub link_key: LinkPublicKey,
     /// When, seconds since 1970.
     pub admitted: u64,
+    /// Where it began, when its key was rotated since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+}
+
+/// A node that was given an authority of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delegation {
+    /// The node's name.
+    pub name: NodeName,
+    /// The authority's key.
+    pub key: NodeId,
+    /// End of its certificate, seconds since 1970.
+    pub not_after: u64,
 }
 
 /// Why a node cannot be admitted as it asks.
@@ -54,6 +70,15 @@ pub struct Registry {
     /// forget that even when everything that was spread is lost.
     #[serde(default)]
     revoked: BTreeMap<NodeId, u64>,
+    /// The keys that nodes had before they rotated them, with the present ones.
+    #[serde(default)]
+    succeeded: BTreeMap<NodeId, NodeId>,
+    /// Authorities that were delegated, by key; revoked ones are in `revoked`.
+    #[serde(default)]
+    delegations: Vec<Delegation>,
+    /// Revoked keys that were authorities'.
+    #[serde(default)]
+    authorities: BTreeSet<NodeId>,
 }
 
 impl Registry {
@@ -98,6 +123,7 @@ impl Registry {
             addresses: vec![address::ipv6_of_node(network, id).into(), v4.into()],
             link_key,
             admitted: now,
+            origin: None,
         };
         self.members.insert(id, member.clone());
         Ok(member)
@@ -125,10 +151,69 @@ impl Registry {
         self.revoked.entry(id).or_insert(now);
     }
 
-    /// Whom this admin expelled, and when, as far as it still matters at `now`.
-    pub fn expelled(&self, now: u64) -> impl Iterator<Item = (NodeId, u64)> {
+    /// Whom this admin expelled, as far as it still matters at `now`.
+    pub fn expelled(
+        &self,
+        network: NetworkId,
+        now: u64,
+    ) -> impl Iterator<Item = RevocationBody> {
         let matters = move |at: &u64| !revocation::is_over(*at, now);
-        self.revoked.iter().filter(move |(_, at)| matters(at)).map(|(id, at)| (*id, *at))
+        self.revoked.iter().filter(move |(_, at)| matters(at)).map(move |(id, at)| {
+            match self.succeeded.get(id) {
+                _ if self.authorities.contains(id) => {
+                    RevocationBody::of_authority(network, *id, *at)
+                }
+                Some(present) => RevocationBody::superseded(network, *id, *present, *at),
+                None => RevocationBody::of(network, *id, *at),
+            }
+        })
+    }
+
+    /// Takes over a member that another admin admitted, to renew its certificate
+    /// when that admin no longer can.
+    pub fn adopt(&mut self, id: NodeId, member: Member) {
+        if !self.revoked.contains_key(&id) {
+            self.members.entry(id).or_insert(member);
+        }
+    }
+
+    /// Changes a member's addresses.
+    pub fn readdress(&mut self, id: NodeId, addresses: Vec<IpAddr>) {
+        if let Some(member) = self.members.get_mut(&id) {
+            member.addresses = addresses;
+        }
+    }
+
+    /// A member goes on under another key. Its old key gets nothing any more.
+    pub fn succeed(&mut self, old: NodeId, new: NodeId, origin: Origin) {
+        if let Some(mut member) = self.members.remove(&old) {
+            member.origin = Some(origin);
+            self.members.insert(new, member);
+        }
+        self.succeeded.insert(old, new);
+    }
+
+    /// The key that a member has instead of a former one.
+    pub fn successor(&self, old: NodeId) -> Option<NodeId> {
+        self.succeeded.get(&old).copied()
+    }
+
+    /// Notes a delegated authority; its renewal replaces it.
+    pub fn delegate(&mut self, delegation: Delegation) {
+        self.delegations.retain(|d| d.key != delegation.key);
+        self.delegations.push(delegation);
+    }
+
+    /// Revokes an authority: its name, if this admin delegated it.
+    pub fn undelegate(&mut self, key: NodeId, now: u64) {
+        self.delegations.retain(|d| d.key != key);
+        self.authorities.insert(key);
+        self.revoked.entry(key).or_insert(now);
+    }
+
+    /// Authorities that were delegated here.
+    pub fn delegations(&self) -> &[Delegation] {
+        &self.delegations
     }
 
     /// All members.
@@ -158,9 +243,9 @@ mod tests {
         registry.expel(NodeId([1; 32]), 7);
         assert!(admit(&mut registry, 2, "a").is_ok());
         assert_eq!(admit(&mut registry, 1, "b"), Err(AdmitError::Revoked));
-        let expelled: Vec<_> = registry.expelled(8).collect();
-        assert_eq!(expelled, [(NodeId([1; 32]), 7)]);
-        assert_eq!(registry.expelled(u64::MAX).count(), 0);
+        let expelled: Vec<_> = registry.expelled(NET, 8).collect();
+        assert_eq!(expelled, [RevocationBody::of(NET, NodeId([1; 32]), 7)]);
+        assert_eq!(registry.expelled(NET, u64::MAX).count(), 0);
     }
 
     #[test]
@@ -190,5 +275,22 @@ mod tests {
             |_| false,
         );
         assert_eq!(result, Err(AdmitError::LinkKeyTaken));
+    }
+
+    #[test]
+    fn a_rotated_key_keeps_its_place_and_the_old_one_gets_nothing() {
+        let mut registry = Registry::default();
+        let first = admit(&mut registry, 1, "a").unwrap();
+        let (old, new) = (NodeId([1; 32]), NodeId([2; 32]));
+        let origin = Origin { id: old, generation: 1 };
+        registry.succeed(old, new, origin);
+        assert!(registry.get(old).is_none());
+        let member = registry.get(new).unwrap();
+        assert_eq!((member.name.clone(), member.addresses.clone()), (first.name, first.addresses));
+        assert_eq!((member.origin, registry.successor(old)), (Some(origin), Some(new)));
+        registry.expel(old, 7);
+        let expelled: Vec<_> = registry.expelled(NET, 8).collect();
+        assert_eq!(expelled, [RevocationBody::superseded(NET, old, new, 7)]);
+        assert_eq!(admit(&mut registry, 1, "b"), Err(AdmitError::Revoked));
     }
 }

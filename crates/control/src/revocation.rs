@@ -1,19 +1,27 @@
-//! Revocations: signed by the CA, spread before everything else, final.
+//! Revocations: signed by an authority of the network, spread before everything
+//! else, final.
 //!
-//! In: records from the network. Out: a set of revoked node keys. Invariants: a
-//! record that the CA did not sign has no effect; a revoked key never comes
-//! back (the node makes a new key and joins again); a record is kept as long as
-//! any certificate of the key can be valid. Revocation is by key, not
-//! by certificate or signature bytes, so no other encoding of the same
-//! certificate gets past it. Deliberately not here: spreading.
+//! In: records from the network. Out: a set of revoked keys: nodes', and those
+//! of delegated authorities. Invariants: a record has effect only when a root
+//! that is trusted, or an authority under one, signed it; only a root revokes an
+//! authority; a revoked key never comes back (the node makes a new key and joins
+//! again); a record is kept as long as any certificate of the key can be valid.
+//! Of two records about one key that of the later root counts, since it outlives
+//! the other's; a root's counts more than a delegated authority's. Revocation is
+//! by key, not by certificate or signature bytes, so no other encoding of the
+//! same certificate gets past it. Deliberately not here: spreading.
 
 use std::collections::BTreeMap;
 
+use minicbor::bytes::ByteArray;
 use minicbor::{Decode, Encode};
 use warren_types::{NetworkId, NodeId};
 
+use crate::ca::Authority;
 use crate::cbor;
-use crate::identity::{self, IdentityKey, SIGNATURE_LEN};
+use crate::identity::{self, SIGNATURE_LEN};
+use crate::trust::Trust;
+use crate::verify::verify_authority;
 
 const LABEL: &str = "Warren v1 revocation";
 
@@ -24,25 +32,73 @@ pub const MAX_REVOCATIONS: usize = 10_000;
 /// many seconds and the record is no longer needed: the life of a certificate
 /// and a day for clocks.
 pub const REVOCATION_LIFE: u64 = crate::ca::NODE_CERTIFICATE_LIFE + 86_400;
+/// As [`REVOCATION_LIFE`], for the key of an authority.
+pub const AUTHORITY_REVOCATION_LIFE: u64 = crate::ca::AUTHORITY_CERTIFICATE_LIFE + 86_400;
+/// Nodes that a revoked authority had admitted, and that a member knows already,
+/// are served for this long, seconds, so that they can fetch a certificate from
+/// another admin. Nothing that the authority issues later is.
+pub const AUTHORITY_GRACE: u64 = 86_400;
 
-/// True when a record made at `at` is no longer needed at `now`.
+/// True when a record made at `at` about a node is no longer needed at `now`.
 pub fn is_over(at: u64, now: u64) -> bool {
     now > at.saturating_add(REVOCATION_LIFE)
 }
 
-/// What the CA signs: this key is no member any more.
+/// What an authority signs: this key is no member's any more.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct RevocationBody {
     /// The network.
     #[cbor(n(0), with = "cbor::network_id")]
     pub network: NetworkId,
-    /// The revoked node.
+    /// The revoked key: a node's, or an authority's.
     #[cbor(n(1), with = "cbor::node_id")]
     pub node: NodeId,
     /// When, seconds since 1970.
     #[n(2)]
     pub at: u64,
+    /// The key the node goes on with, when this one was rotated.
+    #[n(3)]
+    successor: Option<ByteArray<32>>,
+    /// True when the key is a delegated authority's.
+    #[n(4)]
+    authority: Option<bool>,
+    /// How much the record counts: 0 when a delegated authority signed it, else
+    /// one more than the number of rotations of the CA before the root that did.
+    #[n(5)]
+    pub rank: u64,
+}
+
+impl RevocationBody {
+    /// `node` is no member any more.
+    pub fn of(network: NetworkId, node: NodeId, at: u64) -> Self {
+        Self { network, node, at, successor: None, authority: None, rank: 0 }
+    }
+
+    /// `node` goes on as `successor`.
+    pub fn superseded(network: NetworkId, node: NodeId, successor: NodeId, at: u64) -> Self {
+        Self { successor: Some(successor.0.into()), ..Self::of(network, node, at) }
+    }
+
+    /// The authority with this key issues nothing any more.
+    pub fn of_authority(network: NetworkId, key: NodeId, at: u64) -> Self {
+        Self { authority: Some(true), ..Self::of(network, key, at) }
+    }
+
+    /// The key the node goes on with.
+    pub fn successor(&self) -> Option<NodeId> {
+        self.successor.map(|key| NodeId(key.into()))
+    }
+
+    /// True when the key is a delegated authority's.
+    pub fn is_authority(&self) -> bool {
+        self.authority == Some(true)
+    }
+
+    fn is_over(&self, now: u64) -> bool {
+        let life = if self.is_authority() { AUTHORITY_REVOCATION_LIFE } else { REVOCATION_LIFE };
+        now > self.at.saturating_add(life)
+    }
 }
 
 /// A revocation as it travels.
@@ -51,9 +107,12 @@ pub struct SignedRevocation {
     /// CBOR of a [`RevocationBody`].
     #[cbor(n(0), with = "minicbor::bytes")]
     pub body: Vec<u8>,
-    /// The CA's signature over `Warren v1 revocation` || 0x00 || body.
+    /// The authority's signature over `Warren v1 revocation` || 0x00 || body.
     #[cbor(n(1), with = "minicbor::bytes")]
     pub signature: [u8; SIGNATURE_LEN],
+    /// The certificate of the delegated authority that signed; empty for a root.
+    #[cbor(n(2), with = "cbor::chain")]
+    pub chain: Vec<Vec<u8>>,
 }
 
 /// A revocation was refused.
@@ -62,7 +121,7 @@ pub enum RevocationError {
     /// The body does not parse.
     #[error("the revocation is malformed")]
     Malformed,
-    /// Signed by another key than the CA's.
+    /// Signed by nobody who may.
     #[error("the revocation is not signed by this network's CA")]
     BadSignature,
     /// For another network.
@@ -77,11 +136,15 @@ pub enum RevocationError {
 }
 
 impl SignedRevocation {
-    /// Signs the revocation of `node` with the CA's key.
-    pub fn sign(ca: &IdentityKey, network: NetworkId, node: NodeId, now: u64) -> Self {
-        let body = cbor::to_vec(&RevocationBody { network, node, at: now });
-        let signature = ca.sign(LABEL, &body);
-        Self { body, signature }
+    /// Signs a revocation as `authority`.
+    pub fn sign(authority: &Authority, trust: &Trust, body: &RevocationBody) -> Self {
+        let rank = match authority.is_root() {
+            true => 1 + trust.rank(authority.key().id()).unwrap_or(0),
+            false => 0,
+        };
+        let body = cbor::to_vec(&RevocationBody { rank, ..body.clone() });
+        let signature = authority.key().sign(LABEL, &body);
+        Self { body, signature, chain: authority.above() }
     }
 
     /// Whom it revokes and when, unchecked.
@@ -92,7 +155,7 @@ impl SignedRevocation {
         cbor::from_slice(&self.body).map_err(|_| RevocationError::Malformed)
     }
 
-    /// The bytes that travel: a CBOR array of body and signature.
+    /// The bytes that travel: a CBOR array of body, signature and chain.
     pub fn to_bytes(&self) -> Vec<u8> {
         cbor::to_vec(self)
     }
@@ -105,69 +168,153 @@ impl SignedRevocation {
         cbor::from_slice(bytes).map_err(|_| RevocationError::Malformed)
     }
 
-    /// Checks signature and network.
-    ///
-    /// # Errors
-    /// Which check failed.
-    pub fn verify(
-        &self,
-        ca: NodeId,
-        network: NetworkId,
-    ) -> Result<RevocationBody, RevocationError> {
-        if !identity::verify(ca, LABEL, &self.body, &self.signature) {
-            return Err(RevocationError::BadSignature);
-        }
-        let body = self.peek()?;
-        if body.network == network { Ok(body) } else { Err(RevocationError::WrongNetwork) }
+    fn signed_by(&self, key: NodeId) -> bool {
+        identity::verify(key, LABEL, &self.body, &self.signature)
     }
+
+    /// Checks signer and network. `stored`: it comes from our own disk, where
+    /// it was checked when it came; the signer may have ended since.
+    fn verify(
+        &self,
+        trust: &Trust,
+        revoked: &RevocationList,
+        now: u64,
+        stored: bool,
+    ) -> Result<RevocationBody, RevocationError> {
+        let body = self.peek()?;
+        let counts = |root: NodeId| stored || trust.is_root_key(root, now);
+        let rank = match self.chain.as_slice() {
+            [] => {
+                let root = trust.all().find(|root| counts(root.key) && self.signed_by(root.key));
+                let root = root.ok_or(RevocationError::BadSignature)?;
+                1 + trust.rank(root.key).unwrap_or(0)
+            }
+            [certificate] => {
+                let authority = verify_authority(certificate, trust)
+                    .map_err(|_| RevocationError::BadSignature)?;
+                // In force when it signed; it may have ended since.
+                let valid = authority.not_before <= body.at && body.at <= authority.not_after;
+                let counts = stored || (counts(authority.root) && !revoked.contains(authority.key));
+                if body.is_authority() || !valid || !counts || !self.signed_by(authority.key) {
+                    return Err(RevocationError::BadSignature);
+                }
+                0
+            }
+            _ => return Err(RevocationError::Malformed),
+        };
+        if body.network != trust.network_id {
+            Err(RevocationError::WrongNetwork)
+        } else if body.rank != rank {
+            Err(RevocationError::Malformed)
+        } else {
+            Ok(body)
+        }
+    }
+}
+
+/// What a record changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Revoked {
+    /// The key was not revoked before.
+    New(RevocationBody),
+    /// It was, by a record that counts less: to be passed on.
+    Stronger,
+    /// Nothing.
+    Known,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Kept {
+    body: RevocationBody,
+    record: SignedRevocation,
 }
 
 /// All revocations a node knows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct RevocationList(BTreeMap<NodeId, (u64, SignedRevocation)>);
+pub struct RevocationList(BTreeMap<NodeId, Kept>);
 
 impl RevocationList {
-    /// True when `node` was revoked.
-    pub fn contains(&self, node: NodeId) -> bool {
-        self.0.contains_key(&node)
+    /// True when `key` was revoked.
+    pub fn contains(&self, key: NodeId) -> bool {
+        self.0.contains_key(&key)
     }
 
-    /// Adds a record after checking it. `Some(node)` when it is new.
+    /// What was said of a revoked key.
+    pub fn get(&self, key: NodeId) -> Option<&RevocationBody> {
+        self.0.get(&key).map(|kept| &kept.body)
+    }
+
+    /// Adds a record after checking it.
     ///
     /// # Errors
-    /// When the record is not the CA's, or there are too many.
+    /// When nobody who may signed the record, or there are too many.
     pub fn insert(
         &mut self,
         record: SignedRevocation,
-        ca: NodeId,
-        network: NetworkId,
+        trust: &Trust,
         now: u64,
-    ) -> Result<Option<NodeId>, RevocationError> {
-        let body = record.verify(ca, network)?;
-        if is_over(body.at, now) {
-            return Err(RevocationError::Over);
-        }
-        if self.0.contains_key(&body.node) {
-            return Ok(None);
-        }
-        if self.0.len() >= MAX_REVOCATIONS {
-            return Err(RevocationError::Full);
-        }
-        self.0.insert(body.node, (body.at, record));
-        Ok(Some(body.node))
+    ) -> Result<Revoked, RevocationError> {
+        self.add(record, trust, now, false)
     }
 
-    /// Every record, to be sent to a peer or stored.
+    /// Adds a record from our own disk: what was in force when it was written
+    /// stays so, even if who signed it has ended since.
+    ///
+    /// # Errors
+    /// As [`RevocationList::insert`].
+    pub fn insert_stored(
+        &mut self,
+        record: SignedRevocation,
+        trust: &Trust,
+        now: u64,
+    ) -> Result<Revoked, RevocationError> {
+        self.add(record, trust, now, true)
+    }
+
+    fn add(
+        &mut self,
+        record: SignedRevocation,
+        trust: &Trust,
+        now: u64,
+        stored: bool,
+    ) -> Result<Revoked, RevocationError> {
+        let body = record.verify(trust, self, now, stored)?;
+        if body.is_over(now) {
+            return Err(RevocationError::Over);
+        }
+        let (key, len) = (body.node, self.0.len());
+        match self.0.get(&key) {
+            Some(kept) if kept.body.rank >= body.rank => return Ok(Revoked::Known),
+            None if len >= MAX_REVOCATIONS => return Err(RevocationError::Full),
+            _ => {}
+        }
+        let former = self.0.insert(key, Kept { body: body.clone(), record });
+        Ok(if former.is_some() { Revoked::Stronger } else { Revoked::New(body) })
+    }
+
+    /// Every record, to be sent to a peer or stored. Authorities come last: what
+    /// they revoked while they counted is told before they are.
     pub fn records(&self) -> impl Iterator<Item = &SignedRevocation> {
-        self.0.values().map(|(_, record)| record)
+        let of = |authority: bool| {
+            self.0.values().filter(move |kept| kept.body.is_authority() == authority)
+        };
+        of(false).chain(of(true)).map(|kept| &kept.record)
+    }
+
+    /// What counts less than a record of `root` would: a holder of that root
+    /// signs these again, so that they outlive who signed them.
+    pub fn weaker_than(&self, trust: &Trust, root: NodeId) -> Vec<RevocationBody> {
+        let rank = 1 + trust.rank(root).unwrap_or(0);
+        let weaker = self.0.values().filter(|kept| kept.body.rank < rank);
+        weaker.map(|kept| kept.body.clone()).collect()
     }
 
     /// Drops records that are no longer needed.
     pub fn forget_old(&mut self, now: u64) {
-        self.0.retain(|_, (at, _)| !is_over(*at, now));
+        self.0.retain(|_, kept| !kept.body.is_over(now));
     }
 
-    /// Number of revoked nodes.
+    /// Number of revoked keys.
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -181,37 +328,113 @@ impl RevocationList {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::IdentityKey;
     use crate::testing::TestRng;
+    use crate::trust::TrustChain;
+
+    const NOW: u64 = 1_800_000_000;
+    const NET: NetworkId = NetworkId([1; 16]);
+    const NODE: NodeId = NodeId([4; 32]);
+
+    fn root(seed: u64) -> Authority {
+        let mut rng = TestRng::new(seed);
+        let key = IdentityKey::generate(&mut rng).unwrap();
+        Authority::create(key, &"home".parse().unwrap(), NOW, &mut rng).unwrap()
+    }
+
+    fn trust(root: &Authority) -> Trust {
+        Trust::new(root.certificate().to_vec(), "home".parse().unwrap(), NET).unwrap()
+    }
+
+    fn delegated(root: &Authority, seed: u64) -> Authority {
+        let mut rng = TestRng::new(seed);
+        let key = IdentityKey::generate(&mut rng).unwrap();
+        let name = "b".parse().unwrap();
+        let der = root.delegate(&name, key.id(), NET, NOW, 10_000, &mut rng).unwrap();
+        Authority::load_delegated(key, der, &"home".parse().unwrap()).unwrap()
+    }
+
+    fn ranked(rank: u64) -> RevocationBody {
+        RevocationBody { rank, ..of(NODE) }
+    }
+
+    fn of(node: NodeId) -> RevocationBody {
+        RevocationBody::of(NET, node, NOW)
+    }
 
     #[test]
     fn only_the_ca_revokes_and_only_once() {
-        let ca = IdentityKey::generate(&mut TestRng::new(1)).unwrap();
-        let other = IdentityKey::generate(&mut TestRng::new(2)).unwrap();
-        let (network, node) = (NetworkId([1; 16]), NodeId([4; 32]));
+        let (ca, other) = (root(1), root(2));
+        let trust = trust(&ca);
         let mut list = RevocationList::default();
-        let forged = SignedRevocation::sign(&other, network, node, 5);
-        assert_eq!(list.insert(forged, ca.id(), network, 6), Err(RevocationError::BadSignature));
-        let good = SignedRevocation::sign(&ca, network, node, 5);
-        assert_eq!(
-            list.insert(good.clone(), ca.id(), NetworkId([2; 16]), 6),
-            Err(RevocationError::WrongNetwork)
-        );
-        assert_eq!(list.insert(good.clone(), ca.id(), network, 6), Ok(Some(node)));
-        assert_eq!(list.insert(good.clone(), ca.id(), network, 6), Ok(None));
+        let forged = SignedRevocation::sign(&other, &trust, &of(NODE));
+        assert_eq!(list.insert(forged, &trust, NOW), Err(RevocationError::BadSignature));
+        let elsewhere = RevocationBody { network: NetworkId([2; 16]), ..of(NODE) };
+        let elsewhere = SignedRevocation::sign(&ca, &trust, &elsewhere);
+        assert_eq!(list.insert(elsewhere, &trust, NOW), Err(RevocationError::WrongNetwork));
+        let good = SignedRevocation::sign(&ca, &trust, &of(NODE));
+        assert_eq!(list.insert(good.clone(), &trust, NOW), Ok(Revoked::New(ranked(1))));
+        assert_eq!(list.insert(good.clone(), &trust, NOW), Ok(Revoked::Known));
         let mut later = list.clone();
-        later.forget_old(5 + REVOCATION_LIFE);
+        later.forget_old(NOW + REVOCATION_LIFE);
         assert_eq!(later.len(), 1);
-        later.forget_old(6 + REVOCATION_LIFE);
+        let end = NOW + REVOCATION_LIFE + 1;
+        later.forget_old(end);
         assert!(later.is_empty());
-        assert_eq!(
-            later.insert(good.clone(), ca.id(), network, 6 + REVOCATION_LIFE),
-            Err(RevocationError::Over)
-        );
-        assert!(list.contains(node) && !list.contains(NodeId([5; 32])));
+        assert_eq!(later.insert(good.clone(), &trust, end), Err(RevocationError::Over));
+        assert!(list.contains(NODE) && !list.contains(NodeId([5; 32])));
         for at in 0..good.body.len() {
             let mut bad = good.clone();
             bad.body[at] ^= 1;
-            assert!(bad.verify(ca.id(), network).is_err());
+            assert!(RevocationList::default().insert(bad, &trust, NOW).is_err());
         }
+    }
+
+    #[test]
+    fn a_delegated_authority_revokes_nodes_until_it_is_revoked() {
+        let ca = root(1);
+        let trust = trust(&ca);
+        let middle = delegated(&ca, 5);
+        let mut list = RevocationList::default();
+        let record = SignedRevocation::sign(&middle, &trust, &of(NODE));
+        assert_eq!(record.chain.len(), 1);
+        let bare = SignedRevocation { chain: vec![], ..record.clone() };
+        assert_eq!(list.insert(bare, &trust, NOW), Err(RevocationError::BadSignature));
+        assert_eq!(list.insert(record.clone(), &trust, NOW), Ok(Revoked::New(of(NODE))));
+        // Not another authority, and not when it was none.
+        let rival = RevocationBody::of_authority(NET, ca.key().id(), NOW);
+        let rival = SignedRevocation::sign(&middle, &trust, &rival);
+        assert_eq!(list.insert(rival, &trust, NOW), Err(RevocationError::BadSignature));
+        let late = RevocationBody { at: NOW + 10_001, ..of(NodeId([6; 32])) };
+        let late = SignedRevocation::sign(&middle, &trust, &late);
+        assert_eq!(list.insert(late, &trust, NOW), Err(RevocationError::BadSignature));
+        // The root says the same: that counts more.
+        assert_eq!(list.weaker_than(&trust, ca.key().id()), [of(NODE)]);
+        let again = SignedRevocation::sign(&ca, &trust, &of(NODE));
+        assert_eq!(list.insert(again, &trust, NOW), Ok(Revoked::Stronger));
+        assert!(list.weaker_than(&trust, ca.key().id()).is_empty());
+        assert_eq!(list.insert(record, &trust, NOW), Ok(Revoked::Known));
+        // Its end.
+        let end = RevocationBody::of_authority(NET, middle.key().id(), NOW);
+        list.insert(SignedRevocation::sign(&ca, &trust, &end), &trust, NOW).unwrap();
+        let more = SignedRevocation::sign(&middle, &trust, &of(NodeId([7; 32])));
+        assert_eq!(list.insert(more.clone(), &trust, NOW), Err(RevocationError::BadSignature));
+        assert!(list.insert_stored(more, &trust, NOW).is_ok(), "what is on disk stays");
+    }
+
+    #[test]
+    fn a_root_that_is_not_trusted_any_more_revokes_nobody() {
+        let (old, new) = (root(1), root(2));
+        let mut trust = trust(&old);
+        let record = trust.succeed(old.key(), new.certificate(), NOW, 100);
+        trust.apply(&TrustChain(vec![record]), NOW).unwrap();
+        let mut list = RevocationList::default();
+        let signed = SignedRevocation::sign(&old, &trust, &of(NODE));
+        let late = NOW + 100;
+        assert_eq!(list.insert(signed.clone(), &trust, late), Err(RevocationError::BadSignature));
+        assert_eq!(list.insert(signed, &trust, NOW + 99), Ok(Revoked::New(ranked(1))));
+        assert_eq!(list.weaker_than(&trust, new.key().id()), [ranked(1)]);
+        let again = SignedRevocation::sign(&new, &trust, &of(NODE));
+        assert_eq!(list.insert(again, &trust, late), Ok(Revoked::Stronger));
     }
 }

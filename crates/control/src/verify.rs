@@ -1,23 +1,26 @@
 //! Checks of certificates, with the reason when one is refused.
 //!
-//! In: a chain as TLS delivers it (leaf first), the trusted root, revocations,
+//! In: a chain as TLS delivers it (leaf first), the trusted roots, revocations,
 //! `now`. Out: a [`CertifiedNode`] or a [`CertificateError`] that names the
-//! failing check, for the operator's log only. Invariants: the key is Ed25519;
-//! the chain ends at our root; exactly one SPIFFE name of our network; the
-//! IPv6 address is the one that follows from the key. Deliberately not here:
-//! TLS itself, and what the peer is told (nothing).
+//! failing check, for the operator's log only. Invariants: every key is Ed25519;
+//! the chain ends at a root that is trusted now, with at most one delegated
+//! authority between; exactly one SPIFFE name of our network; the IPv6 address
+//! is the one that follows from the key, or from the one the node began with.
+//! Deliberately not here: TLS itself, and what the peer is told (nothing).
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use rustls_pki_types::{CertificateDer, UnixTime};
-use warren_types::{NetworkId, NetworkName, NodeId, NodeName};
+use warren_types::{NodeId, NodeName};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::address;
+use crate::ca::Origin;
 use crate::revocation::RevocationList;
+use crate::trust::Trust;
+use crate::{address, identity};
 
 /// Most certificates in a chain.
 pub const MAX_CHAIN: usize = 4;
@@ -28,6 +31,11 @@ pub const MAX_CERTIFICATE: usize = 4096;
 /// without the outer SEQUENCE, as webpki and x509-parser both expose the rest.
 const ED25519_SPKI_PREFIX: [u8; 12] =
     [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+
+/// What stands between the signed part and the signature: the algorithm's name
+/// and the header of a bit string of 64 bytes.
+const ED25519_SIGNATURE_PREFIX: [u8; 10] =
+    [0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x41, 0x00];
 
 /// Why a certificate was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -66,6 +74,20 @@ pub enum CertificateError {
     /// The node was revoked.
     #[error("the node {0} was revoked")]
     Revoked(NodeId),
+    /// The delegated authority that issued it was revoked.
+    #[error(
+        "the authority {authority} that issued the certificate was revoked: the node needs one \
+         from another admin"
+    )]
+    AuthorityRevoked {
+        /// The node.
+        node: NodeId,
+        /// Who issued its certificate.
+        authority: NodeId,
+    },
+    /// It is under a root that this network has replaced.
+    #[error("the certificate is under a root that this network has replaced: it must be renewed")]
+    FormerRoot,
     /// No or another network's SPIFFE name.
     #[error("the certificate names no node of this network")]
     WrongName,
@@ -96,46 +118,41 @@ pub struct CertifiedNode {
     pub name: NodeName,
     /// Its overlay addresses.
     pub addresses: Vec<IpAddr>,
+    /// Where it began: itself, unless its key was rotated.
+    pub origin: Origin,
+    /// The delegated authority that issued the certificate; `None` when the
+    /// root did.
+    pub authority: Option<NodeId>,
+    /// The key of the root above.
+    pub root: NodeId,
     /// Start of validity, seconds since 1970.
     pub not_before: u64,
     /// End of validity, seconds since 1970.
     pub not_after: u64,
 }
 
-/// What a network trusts.
+/// What an authority's certificate says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TrustRoot {
-    /// The CA's certificate, DER.
-    pub certificate: Vec<u8>,
-    /// The CA's key, which signs revocations.
+pub struct CertifiedAuthority {
+    /// Its key.
     pub key: NodeId,
-    /// The network's name, part of every SPIFFE name.
-    pub network: NetworkName,
-    /// The network's identifier, from which addresses come.
-    pub network_id: NetworkId,
+    /// The node that holds it.
+    pub name: NodeName,
+    /// The key of the root above.
+    pub root: NodeId,
+    /// Start of validity, seconds since 1970.
+    pub not_before: u64,
+    /// End of validity, seconds since 1970.
+    pub not_after: u64,
 }
 
-impl TrustRoot {
-    /// Trusts `certificate` as the root of a network.
-    ///
-    /// # Errors
-    /// When it is not a certificate with an Ed25519 key.
-    pub fn new(
-        certificate: Vec<u8>,
-        network: NetworkName,
-        network_id: NetworkId,
-    ) -> Result<Self, CertificateError> {
-        let (key, _) = key_and_end(&certificate)?;
-        Ok(Self { certificate, key, network, network_id })
-    }
-
-    /// Seconds since 1970 at which the root itself ends.
-    ///
-    /// # Errors
-    /// When the stored certificate does not parse.
-    pub fn not_after(&self) -> Result<u64, CertificateError> {
-        key_and_end(&self.certificate).map(|(_, end)| end)
-    }
+/// What is overlooked, to serve a node that only needs a new certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Leniency {
+    /// Roots of this network whose overlap has ended.
+    pub former_roots: bool,
+    /// That the authority which issued the certificate was revoked.
+    pub revoked_authority: bool,
 }
 
 fn parse(der: &[u8]) -> Result<X509Certificate<'_>, CertificateError> {
@@ -168,10 +185,78 @@ pub fn subject_key(der: &[u8]) -> Result<NodeId, CertificateError> {
     ed25519_key(&parse(der)?)
 }
 
+fn time_of(time: x509_parser::time::ASN1Time) -> u64 {
+    u64::try_from(time.timestamp()).unwrap_or(0)
+}
+
+fn signed_by(certificate: &X509Certificate<'_>, key: NodeId) -> bool {
+    let signature = &certificate.signature_value.data;
+    let signed: &[u8] = certificate.tbs_certificate.as_ref();
+    // What follows the signed part is not signed: it must have its one form.
+    let tail = [&ED25519_SIGNATURE_PREFIX[..], signature].concat();
+    let whole = certificate.as_raw().strip_suffix(&tail[..]);
+    whole.is_some_and(|head| head.ends_with(signed)) && identity::verify_bytes(key, signed, signature)
+}
+
+/// True for a CA certificate that may sign certificates.
+fn is_authority(certificate: &X509Certificate<'_>) -> bool {
+    let usage = certificate.key_usage().ok().flatten();
+    certificate.is_ca() && usage.is_some_and(|usage| usage.value.key_cert_sign())
+}
+
+/// Key and end of a root certificate: one that may issue and signed itself.
+pub(crate) fn check_root(der: &[u8]) -> Result<(NodeId, u64), CertificateError> {
+    let certificate = parse(der)?;
+    let key = ed25519_key(&certificate)?;
+    let own = certificate.issuer().as_raw() == certificate.subject().as_raw();
+    if !own || !is_authority(&certificate) || !signed_by(&certificate, key) {
+        return Err(CertificateError::Malformed("it is no root certificate".into()));
+    }
+    Ok((key, time_of(certificate.validity().not_after)))
+}
+
+/// Checks the certificate of a delegated authority against all roots there
+/// were. Whether it and its root count at some time is the caller's to judge.
+///
+/// # Errors
+/// The first check that failed.
+pub fn verify_authority(der: &[u8], trust: &Trust) -> Result<CertifiedAuthority, CertificateError> {
+    let certificate = parse(der)?;
+    let key = ed25519_key(&certificate)?;
+    let root = trust.all().find(|root| signed_by(&certificate, root.key));
+    let root = root.ok_or(CertificateError::WrongAuthority)?.key;
+    if !is_authority(&certificate) {
+        return Err(CertificateError::Malformed("it is no authority's certificate".into()));
+    }
+    let name = authority_name(&certificate, trust)?;
+    let (not_before, not_after) =
+        (time_of(certificate.validity().not_before), time_of(certificate.validity().not_after));
+    Ok(CertifiedAuthority { key, name, root, not_before, not_after })
+}
+
+fn authority_name(
+    certificate: &X509Certificate<'_>,
+    trust: &Trust,
+) -> Result<NodeName, CertificateError> {
+    let extension = certificate
+        .subject_alternative_name()
+        .map_err(|e| CertificateError::Malformed(e.to_string()))?
+        .ok_or(CertificateError::WrongName)?;
+    let prefix = format!("spiffe://{}/admin/", trust.network);
+    match extension.value.general_names.as_slice() {
+        [GeneralName::URI(uri)] => canonical_name(uri.strip_prefix(prefix.as_str())),
+        _ => Err(CertificateError::WrongName),
+    }
+}
+
+fn canonical_name(text: Option<&str>) -> Result<NodeName, CertificateError> {
+    text.and_then(|n| n.parse::<NodeName>().ok().filter(|p| p.as_str() == n))
+        .ok_or(CertificateError::WrongName)
+}
+
 pub(crate) fn key_and_end(der: &[u8]) -> Result<(NodeId, u64), CertificateError> {
     let certificate = parse(der)?;
-    let end = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
-    Ok((ed25519_key(&certificate)?, end))
+    Ok((ed25519_key(&certificate)?, time_of(certificate.validity().not_after)))
 }
 
 fn map_webpki(error: &webpki::Error) -> CertificateError {
@@ -188,15 +273,39 @@ fn map_webpki(error: &webpki::Error) -> CertificateError {
     }
 }
 
-/// Checks `chain` (leaf first) against `root` at `now` (seconds since 1970).
+/// Checks `chain` (leaf first) against what the network trusts at `now`
+/// (seconds since 1970).
 ///
 /// # Errors
 /// The first check that failed.
 pub fn verify_chain(
     chain: &[Vec<u8>],
-    root: &TrustRoot,
+    trust: &Trust,
     revoked: &RevocationList,
     now: u64,
+) -> Result<CertifiedNode, CertificateError> {
+    let strict = Leniency::default();
+    match verify_leniently(chain, trust, revoked, now, strict) {
+        Err(CertificateError::WrongAuthority) if trust.all().any(|root| now >= root.until) => {
+            // Tells a node that was away from a stranger.
+            let lenient = Leniency { former_roots: true, ..strict };
+            verify_leniently(chain, trust, revoked, now, lenient)
+                .and(Err(CertificateError::FormerRoot))
+        }
+        result => result,
+    }
+}
+
+/// Like [`verify_chain`], overlooking something.
+///
+/// # Errors
+/// The first check that failed.
+pub fn verify_leniently(
+    chain: &[Vec<u8>],
+    trust: &Trust,
+    revoked: &RevocationList,
+    now: u64,
+    leniency: Leniency,
 ) -> Result<CertifiedNode, CertificateError> {
     let (leaf, rest) = chain.split_first().ok_or(CertificateError::Missing)?;
     if rest.len() >= MAX_CHAIN {
@@ -209,17 +318,27 @@ pub fn verify_chain(
     let id = ed25519_key(&parsed)?;
 
     let leaf_der = CertificateDer::from(leaf.as_slice());
-    let root_der = CertificateDer::from(root.certificate.as_slice());
+    let roots: Vec<_> = trust
+        .all()
+        .filter(|root| leniency.former_roots || now < root.until)
+        .map(|root| (root.key, CertificateDer::from(root.certificate.as_slice())))
+        .collect();
     let intermediates: Vec<_> = rest.iter().map(|c| CertificateDer::from(c.as_slice())).collect();
-    let anchor = anchor_from_trusted_cert(&root_der)
-        .map_err(|e| CertificateError::Chain(format!("our own CA certificate: {e:?}")))?;
+    let mut anchors = Vec::with_capacity(roots.len());
+    for (_, der) in &roots {
+        anchors.push(
+            anchor_from_trusted_cert(der)
+                .map_err(|e| CertificateError::Chain(format!("our own CA certificate: {e:?}")))?,
+        );
+    }
     let end_entity = EndEntityCert::try_from(&leaf_der)
         .map_err(|e| CertificateError::Malformed(format!("{e:?}")))?;
+    let mut above = None;
     for usage in [KeyUsage::client_auth(), KeyUsage::server_auth()] {
-        end_entity
+        let path = end_entity
             .verify_for_usage(
                 &[webpki::aws_lc_rs::ED25519],
-                std::slice::from_ref(&anchor),
+                &anchors,
                 &intermediates,
                 UnixTime::since_unix_epoch(Duration::from_secs(now)),
                 usage,
@@ -227,12 +346,30 @@ pub fn verify_chain(
                 None,
             )
             .map_err(|e| map_webpki(&e))?;
+        let root = anchors.iter().position(|anchor| anchor == path.anchor());
+        let root = root.map(|at| roots[at].0).ok_or(CertificateError::WrongAuthority)?;
+        let delegated = path.intermediate_certificates().next().map(|c| c.der().to_vec());
+        above = Some((root, delegated));
     }
+    let (root, delegated) = above.ok_or(CertificateError::Missing)?;
     if revoked.contains(id) {
         return Err(CertificateError::Revoked(id));
     }
-    let (name, addresses) = names(&parsed, root)?;
-    let wanted_v6 = IpAddr::V6(address::ipv6_of_node(root.network_id, id));
+    let mut not_after = time_of(parsed.validity().not_after);
+    let mut authority = None;
+    if let Some(der) = delegated {
+        let certificate = parse(&der)?;
+        let key = ed25519_key(&certificate)?;
+        authority_name(&certificate, trust)?;
+        if revoked.contains(key) && !leniency.revoked_authority {
+            return Err(CertificateError::AuthorityRevoked { node: id, authority: key });
+        }
+        not_after = not_after.min(time_of(certificate.validity().not_after));
+        authority = Some(key);
+    }
+    let Names { name, addresses, origin } = names(&parsed, trust)?;
+    let origin = origin.unwrap_or(Origin { id, generation: 0 });
+    let wanted_v6 = IpAddr::V6(address::ipv6_of_node(trust.network_id, origin.id));
     let v4_ok = |a: &IpAddr| match a {
         IpAddr::V4(v4) => address::ipv4_prefix().contains(v4),
         IpAddr::V6(v6) => IpAddr::V6(*v6) == wanted_v6,
@@ -240,35 +377,41 @@ pub fn verify_chain(
     if !addresses.contains(&wanted_v6) || addresses.len() > 4 || !addresses.iter().all(v4_ok) {
         return Err(CertificateError::WrongAddresses);
     }
-    let seconds = |t: i64| u64::try_from(t).unwrap_or(0);
-    Ok(CertifiedNode {
-        id,
-        name,
-        addresses,
-        not_before: seconds(parsed.validity().not_before.timestamp()),
-        not_after: seconds(parsed.validity().not_after.timestamp()),
-    })
+    let not_before = time_of(parsed.validity().not_before);
+    Ok(CertifiedNode { id, name, addresses, origin, authority, root, not_before, not_after })
+}
+
+/// What the subject alternative names say.
+struct Names {
+    name: NodeName,
+    addresses: Vec<IpAddr>,
+    origin: Option<Origin>,
 }
 
 fn names(
     certificate: &X509Certificate<'_>,
-    root: &TrustRoot,
-) -> Result<(NodeName, Vec<IpAddr>), CertificateError> {
+    trust: &Trust,
+) -> Result<Names, CertificateError> {
     let extension = certificate
         .subject_alternative_name()
         .map_err(|e| CertificateError::Malformed(e.to_string()))?
         .ok_or(CertificateError::WrongName)?;
-    let prefix = format!("spiffe://{}/node/", root.network);
+    let prefix = format!("spiffe://{}/node/", trust.network);
+    let origin_prefix = format!("spiffe://{}/origin/", trust.network);
     let mut name: Option<NodeName> = None;
+    let mut origin: Option<Origin> = None;
     let mut addresses = Vec::new();
     for general in &extension.value.general_names {
         match general {
             GeneralName::URI(uri) => {
-                let parsed = uri
-                    .strip_prefix(prefix.as_str())
-                    .and_then(|n| n.parse::<NodeName>().ok().filter(|p| p.as_str() == n))
-                    .ok_or(CertificateError::WrongName)?;
-                if name.replace(parsed).is_some() {
+                let again = match uri.strip_prefix(origin_prefix.as_str()) {
+                    Some(text) => origin.replace(parse_origin(text)?).is_some(),
+                    None => {
+                        let parsed = canonical_name(uri.strip_prefix(prefix.as_str()))?;
+                        name.replace(parsed).is_some()
+                    }
+                };
+                if again {
                     return Err(CertificateError::WrongName);
                 }
             }
@@ -286,7 +429,17 @@ fn names(
             _ => return Err(CertificateError::WrongName),
         }
     }
-    Ok((name.ok_or(CertificateError::WrongName)?, addresses))
+    Ok(Names { name: name.ok_or(CertificateError::WrongName)?, addresses, origin })
+}
+
+/// `ID/GENERATION` in the one form there is of it; generation 0 needs no name.
+fn parse_origin(text: &str) -> Result<Origin, CertificateError> {
+    let parsed = text.split_once('/').and_then(|(id, generation)| {
+        Some(Origin { id: id.parse().ok()?, generation: generation.parse().ok()? })
+    });
+    parsed
+        .filter(|o| o.generation > 0 && format!("{}/{}", o.id, o.generation) == text)
+        .ok_or(CertificateError::WrongName)
 }
 
 #[cfg(test)]
@@ -296,11 +449,11 @@ mod tests {
     use crate::identity::IdentityKey;
     use crate::network::{NetworkParameters, fingerprint};
     use crate::testing::TestRng;
-    use warren_types::Suite;
+    use warren_types::{NetworkName, Suite};
 
     const NOW: u64 = 1_800_000_000;
 
-    fn network(seed: u64) -> (Authority, TrustRoot) {
+    fn network(seed: u64) -> (Authority, Trust) {
         let mut rng = TestRng::new(seed);
         let name: NetworkName = "home".parse().unwrap();
         let key = IdentityKey::generate(&mut rng).unwrap();
@@ -310,11 +463,11 @@ mod tests {
             Suite::default(),
             &fingerprint(ca.certificate()),
         );
-        let root = TrustRoot::new(ca.certificate().to_vec(), name, params.id).unwrap();
+        let root = Trust::new(ca.certificate().to_vec(), name, params.id).unwrap();
         (ca, root)
     }
 
-    fn request(root: &TrustRoot, id: NodeId) -> CertificateRequest {
+    fn request(root: &Trust, id: NodeId) -> CertificateRequest {
         CertificateRequest {
             id,
             name: "alpha".parse().unwrap(),
@@ -322,6 +475,7 @@ mod tests {
                 address::ipv6_of_node(root.network_id, id).into(),
                 address::ipv4_of_key(root.network_id, &id.0, 0).into(),
             ],
+            origin: None,
         }
     }
 
@@ -426,5 +580,161 @@ mod tests {
         foreign.addresses[0] = address::ipv6_of_node(root.network_id, NodeId([1; 32])).into();
         let leaf = ca.issue(&foreign, NOW, &mut TestRng::new(3)).unwrap();
         assert_eq!(verify_chain(&[leaf], &root, &none, NOW), Err(CertificateError::WrongAddresses));
+    }
+
+    fn delegated(ca: &Authority, root: &Trust, seed: u64) -> Authority {
+        let key = node(seed);
+        let mut rng = TestRng::new(seed);
+        let name = "middle".parse().unwrap();
+        let der = ca.delegate(&name, key.id(), root.network_id, NOW, 1000, &mut rng).unwrap();
+        assert!(ca.is_root());
+        Authority::load_delegated(key, der, &root.network).unwrap()
+    }
+
+    fn chain(by: &Authority, request: &CertificateRequest) -> Vec<Vec<u8>> {
+        let leaf = by.issue(request, NOW, &mut TestRng::new(31)).unwrap();
+        [vec![leaf], by.above()].concat()
+    }
+
+    #[test]
+    fn a_delegated_authority_admits_until_it_ends_or_is_revoked() {
+        let (ca, root) = network(1);
+        let middle = delegated(&ca, &root, 20);
+        let key = node(2);
+        let chain = chain(&middle, &request(&root, key.id()));
+        assert_eq!(chain.len(), 2);
+        let mut revoked = RevocationList::default();
+        let node = verify_chain(&chain, &root, &revoked, NOW).unwrap();
+        assert_eq!(node.authority, Some(middle.key().id()));
+        assert_eq!((node.root, node.not_after), (ca.key().id(), NOW + 1000));
+        let with_root = [chain.clone(), vec![ca.certificate().to_vec()]].concat();
+        assert!(verify_chain(&with_root, &root, &revoked, NOW).is_ok());
+        assert!(verify_chain(&chain[..1], &root, &revoked, NOW).is_err(), "without its issuer");
+        assert!(verify_chain(&chain, &root, &revoked, NOW + 1001).is_err());
+        let info = verify_authority(middle.certificate(), &root).unwrap();
+        assert_eq!((info.key, info.name.as_str()), (middle.key().id(), "middle"));
+        let body = crate::revocation::RevocationBody::of(root.network_id, middle.key().id(), NOW);
+        let record = crate::revocation::SignedRevocation::sign(&ca, &root, &body);
+        revoked.insert(record, &root, NOW).unwrap();
+        assert_eq!(
+            verify_chain(&chain, &root, &revoked, NOW),
+            Err(CertificateError::AuthorityRevoked {
+                node: key.id(),
+                authority: middle.key().id()
+            })
+        );
+        let leniency = Leniency { revoked_authority: true, ..Leniency::default() };
+        assert!(verify_leniently(&chain, &root, &revoked, NOW, leniency).is_ok());
+    }
+
+    #[test]
+    fn a_delegated_authority_is_confined() {
+        let (ca, root) = network(1);
+        let middle = delegated(&ca, &root, 20);
+        let none = RevocationList::default();
+        let key = node(2);
+        // No authority below it.
+        let second = node(21);
+        assert_eq!(
+            middle.delegate(
+                &"x".parse().unwrap(),
+                second.id(),
+                root.network_id,
+                NOW,
+                9,
+                &mut TestRng::new(1)
+            ),
+            Err(crate::ca::IssueError::NotRoot)
+        );
+        let middle_key = node(20);
+        let forger = Authority::load(middle_key, middle.certificate().to_vec(), &root.network);
+        let below = forger
+            .unwrap()
+            .delegate(
+                &"x".parse().unwrap(),
+                second.id(),
+                root.network_id,
+                NOW,
+                9,
+                &mut TestRng::new(1),
+            )
+            .unwrap();
+        let below = Authority::load_delegated(second, below, &root.network).unwrap();
+        let leaf = below.issue(&request(&root, key.id()), NOW, &mut TestRng::new(3)).unwrap();
+        let long =
+            vec![leaf, below.certificate().to_vec(), middle.certificate().to_vec()];
+        assert!(verify_chain(&long, &root, &none, NOW).is_err(), "an authority under another");
+        // No addresses but this network's, whatever the verifier's own rules are.
+        let mut foreign = request(&root, key.id());
+        foreign.addresses = vec!["192.0.2.1".parse().unwrap()];
+        let result = verify_chain(&chain(&middle, &foreign), &root, &none, NOW);
+        assert!(matches!(result, Err(CertificateError::Chain(_))), "{result:?}");
+        // It is no node.
+        assert!(verify_chain(&[middle.certificate().to_vec()], &root, &none, NOW).is_err());
+        // Another network's authority is none here.
+        let (other, other_root) = network(7);
+        let stranger = delegated(&other, &other_root, 22);
+        let theirs = chain(&stranger, &request(&root, key.id()));
+        assert_eq!(
+            verify_chain(&theirs, &root, &none, NOW),
+            Err(CertificateError::WrongAuthority)
+        );
+        assert_eq!(
+            verify_authority(stranger.certificate(), &root),
+            Err(CertificateError::WrongAuthority)
+        );
+        for at in 0..middle.certificate().len() {
+            let mut bad = middle.certificate().to_vec();
+            bad[at] ^= 1;
+            assert!(verify_authority(&bad, &root).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_rotated_key_keeps_the_address_of_the_first() {
+        let (ca, root) = network(1);
+        let (first, second) = (node(2), node(4));
+        let none = RevocationList::default();
+        let mut moved = request(&root, first.id());
+        moved.id = second.id();
+        assert_eq!(
+            verify_chain(&chain(&ca, &moved), &root, &none, NOW),
+            Err(CertificateError::WrongAddresses),
+            "only with its origin named"
+        );
+        moved.origin = Some(Origin { id: first.id(), generation: 3 });
+        let node = verify_chain(&chain(&ca, &moved), &root, &none, NOW).unwrap();
+        assert_eq!((node.id, Some(node.origin)), (second.id(), moved.origin));
+        for text in ["", "x/1", "/1", "1", "x/-1"] {
+            assert!(parse_origin(text).is_err(), "{text}");
+        }
+        for generation in ["0", "01", "+1", "4294967296"] {
+            assert!(parse_origin(&format!("{}/{generation}", first.id())).is_err());
+        }
+    }
+
+    #[test]
+    fn a_replaced_root_is_told_from_a_strange_one() {
+        let (ca, mut root) = network(1);
+        let (next, _) = network(5);
+        let key = node(2);
+        let none = RevocationList::default();
+        let old = chain(&ca, &request(&root, key.id()));
+        let record = root.succeed(ca.key(), next.certificate(), NOW, 100);
+        root.apply(&crate::trust::TrustChain(vec![record]), NOW).unwrap();
+        let new = chain(&next, &request(&root, key.id()));
+        assert!(verify_chain(&old, &root, &none, NOW + 99).is_ok());
+        assert!(verify_chain(&new, &root, &none, NOW + 99).is_ok());
+        assert_eq!(
+            verify_chain(&old, &root, &none, NOW + 100),
+            Err(CertificateError::FormerRoot)
+        );
+        let leniency = Leniency { former_roots: true, ..Leniency::default() };
+        assert!(verify_leniently(&old, &root, &none, NOW + 100, leniency).is_ok());
+        let (stranger, _) = network(9);
+        assert_eq!(
+            verify_chain(&chain(&stranger, &request(&root, key.id())), &root, &none, NOW + 100),
+            Err(CertificateError::WrongAuthority)
+        );
     }
 }

@@ -15,11 +15,16 @@ use warren_types::{LinkPublicKey, NetworkId, NetworkName, NodeId, NodeName, Suit
 
 use crate::cbor;
 use crate::descriptor::SignedDescriptor;
+use crate::identity::{self, IdentityKey, SIGNATURE_LEN};
 use crate::revocation::SignedRevocation;
 use crate::token::InviteToken;
+use crate::trust::TrustChain;
 
 /// ALPN of the connection between members.
 pub const ALPN_CONTROL: &[u8] = b"warren/1";
+/// ALPN of the connection on which a node that was away learns the present roots
+/// and gets a certificate under them.
+pub const ALPN_TRUST: &[u8] = b"warren-trust/1";
 /// ALPN of the connection on which a node is admitted.
 pub const ALPN_JOIN: &[u8] = b"warren-join/1";
 /// TLS exporter label (RFC 8446 section 7.5) of the link's pre-shared key. The
@@ -105,7 +110,97 @@ pub struct JoinAccepted {
     /// Who was revoked.
     #[n(6)]
     pub revocations: Vec<SignedRevocation>,
+    /// How the network came from its founding root to the present one.
+    #[n(7)]
+    pub trust: Option<TrustReply>,
 }
+
+/// The network's founding root and all records since.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct TrustReply {
+    /// The founding root's certificate, from which the network's identifier
+    /// comes.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub founding: Vec<u8>,
+    /// All records since.
+    #[n(1)]
+    pub chain: TrustChain,
+}
+
+/// A node asks for a certificate for another key of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct RotateRequest {
+    /// The key it has.
+    #[cbor(n(0), with = "cbor::node_id")]
+    pub old: NodeId,
+    /// The key it wants to have.
+    #[cbor(n(1), with = "cbor::node_id")]
+    pub new: NodeId,
+    /// The old key's signature over `Warren v1 rotate old` || 0x00 || both keys.
+    #[cbor(n(2), with = "minicbor::bytes")]
+    pub by_old: [u8; SIGNATURE_LEN],
+    /// The new key's over `Warren v1 rotate new` || 0x00 || both keys.
+    #[cbor(n(3), with = "minicbor::bytes")]
+    pub by_new: [u8; SIGNATURE_LEN],
+}
+
+impl RotateRequest {
+    /// Signed by both keys.
+    pub fn sign(network: NetworkId, old: &IdentityKey, new: &IdentityKey) -> Self {
+        let body = Self::body(network, old.id(), new.id());
+        Self {
+            old: old.id(),
+            new: new.id(),
+            by_old: old.sign(ROTATE_OLD, &body),
+            by_new: new.sign(ROTATE_NEW, &body),
+        }
+    }
+
+    fn body(network: NetworkId, old: NodeId, new: NodeId) -> Vec<u8> {
+        [&network.0[..], &old.0, &new.0].concat()
+    }
+
+    /// True when both keys signed it.
+    pub fn is_genuine(&self, network: NetworkId) -> bool {
+        let body = Self::body(network, self.old, self.new);
+        self.old != self.new
+            && identity::verify(self.old, ROTATE_OLD, &body, &self.by_old)
+            && identity::verify(self.new, ROTATE_NEW, &body, &self.by_new)
+    }
+}
+
+/// The key a node made to be certified as an authority; it proves that it holds
+/// it.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct AuthorityRequest {
+    /// The key.
+    #[cbor(n(0), with = "cbor::node_id")]
+    pub key: NodeId,
+    /// Its signature over `Warren v1 authority` || 0x00 || network id || node id.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub proof: [u8; SIGNATURE_LEN],
+}
+
+impl AuthorityRequest {
+    /// Proves that `node` holds `key`.
+    pub fn sign(network: NetworkId, node: NodeId, key: &IdentityKey) -> Self {
+        let proof = key.sign(AUTHORITY, &[&network.0[..], &node.0].concat());
+        Self { key: key.id(), proof }
+    }
+
+    /// True when the key's holder made it for `node`.
+    pub fn is_genuine(&self, network: NetworkId, node: NodeId) -> bool {
+        let body = [&network.0[..], &node.0].concat();
+        identity::verify(self.key, AUTHORITY, &body, &self.proof)
+    }
+}
+
+const ROTATE_OLD: &str = "Warren v1 rotate old";
+const ROTATE_NEW: &str = "Warren v1 rotate new";
+const AUTHORITY: &str = "Warren v1 authority";
 
 /// Why a joiner with a genuine token was not admitted. Joiners without one are
 /// told nothing.
@@ -165,6 +260,22 @@ pub enum Message {
     JoinAccepted(Box<JoinAccepted>),
     /// It is not.
     JoinRefused(JoinRefusal),
+    /// The network's roots.
+    Trust(TrustChain),
+    /// A node that was away asks for the network's roots.
+    TrustRequest,
+    /// They are these.
+    TrustReply(TrustReply),
+    /// A root holder wants the receiver to be an authority.
+    AuthorityOffer,
+    /// The key to be certified; also asks for the renewal of its certificate.
+    AuthorityRequest(AuthorityRequest),
+    /// The certificate.
+    Authority(Vec<u8>),
+    /// A node asks for a certificate for another key of its own.
+    RotateRequest(Box<RotateRequest>),
+    /// The new chain, without the root.
+    RotateReply(Vec<Vec<u8>>),
     /// A number that this version does not know.
     Unknown(u32),
 }
@@ -185,6 +296,8 @@ struct Bytes(#[cbor(n(0), with = "minicbor::bytes")] Vec<u8>);
 #[derive(Encode, Decode)]
 struct Chain(#[cbor(n(0), with = "cbor::chain")] Vec<Vec<u8>>);
 #[derive(Encode, Decode)]
+struct Trust(#[n(0)] TrustChain);
+#[derive(Encode, Decode)]
 struct Nothing();
 
 fn put<T: Encode<()>>(number: u32, value: &T) -> Vec<u8> {
@@ -204,6 +317,14 @@ impl Message {
             Self::JoinRequest(request) => put(8, request),
             Self::JoinAccepted(accepted) => put(9, accepted.as_ref()),
             Self::JoinRefused(refusal) => put(10, refusal),
+            Self::Trust(chain) => put(20, &Trust(chain.clone())),
+            Self::TrustRequest => put(21, &Nothing()),
+            Self::TrustReply(reply) => put(22, reply),
+            Self::AuthorityOffer => put(23, &Nothing()),
+            Self::AuthorityRequest(request) => put(24, request),
+            Self::Authority(certificate) => put(25, &Bytes(certificate.clone())),
+            Self::RotateRequest(request) => put(26, request.as_ref()),
+            Self::RotateReply(chain) => put(27, &Chain(chain.clone())),
             Self::Unknown(number) => put(*number, &Nothing()),
         }
     }
@@ -236,6 +357,20 @@ impl Message {
             8 => Self::JoinRequest(d.decode()?),
             9 => Self::JoinAccepted(d.decode()?),
             10 => Self::JoinRefused(d.decode()?),
+            20 => Self::Trust(d.decode::<Trust>()?.0),
+            21 => {
+                d.decode::<Nothing>()?;
+                Self::TrustRequest
+            }
+            22 => Self::TrustReply(d.decode()?),
+            23 => {
+                d.decode::<Nothing>()?;
+                Self::AuthorityOffer
+            }
+            24 => Self::AuthorityRequest(d.decode()?),
+            25 => Self::Authority(d.decode::<Bytes>()?.0),
+            26 => Self::RotateRequest(Box::new(d.decode()?)),
+            27 => Self::RotateReply(d.decode::<Chain>()?.0),
             number => {
                 d.skip()?;
                 Self::Unknown(number)
@@ -257,11 +392,14 @@ impl Message {
 mod tests {
     use super::*;
     use crate::testing::TestRng;
+    use crate::trust::SignedTrust;
     use proptest::prelude::*;
 
     fn samples() -> Vec<Message> {
         let descriptor = SignedDescriptor { body: vec![1, 2, 3], signature: [7; 64], mac: vec![] };
-        let revocation = SignedRevocation { body: vec![4], signature: [8; 64] };
+        let revocation = SignedRevocation { body: vec![4], signature: [8; 64], chain: vec![vec![9]] };
+        let record = SignedTrust { body: vec![5], signature: [6; 64] };
+        let reply = TrustReply { founding: vec![1], chain: TrustChain(vec![record]) };
         vec![
             Message::PskProof(vec![5; 48]),
             Message::Hello(Box::new(Hello {
@@ -290,7 +428,21 @@ mod tests {
                 ca: vec![2],
                 descriptors: vec![descriptor],
                 revocations: vec![revocation],
+                trust: Some(reply.clone()),
             })),
+            Message::Trust(reply.chain.clone()),
+            Message::TrustRequest,
+            Message::TrustReply(reply),
+            Message::AuthorityOffer,
+            Message::AuthorityRequest(AuthorityRequest { key: NodeId([1; 32]), proof: [2; 64] }),
+            Message::Authority(vec![3; 10]),
+            Message::RotateRequest(Box::new(RotateRequest {
+                old: NodeId([1; 32]),
+                new: NodeId([2; 32]),
+                by_old: [3; 64],
+                by_new: [4; 64],
+            })),
+            Message::RotateReply(vec![vec![1], vec![2]]),
             Message::JoinRefused(JoinRefusal::TokenUsed),
             Message::JoinRefused(JoinRefusal::Taken("x".into())),
             Message::JoinRefused(JoinRefusal::ClockWrong { difference_s: 1, member_time: 2 }),
@@ -328,11 +480,30 @@ mod tests {
         }
 
         #[test]
-        fn altered_messages_do_not_panic(which in 0_usize..12, at in any::<u16>(), to in any::<u8>()) {
+        fn altered_messages_do_not_panic(which in 0_usize..20, at in any::<u16>(), to in any::<u8>()) {
             let mut bytes = samples()[which].encode();
             let at = usize::from(at) % bytes.len();
             bytes[at] = to;
             let _ = Message::decode(&bytes);
         }
+    }
+
+    #[test]
+    fn a_rotation_is_asked_by_both_keys_or_by_nobody() {
+        let mut rng = TestRng::new(1);
+        let network = NetworkId([1; 16]);
+        let old = IdentityKey::generate(&mut rng).unwrap();
+        let new = IdentityKey::generate(&mut rng).unwrap();
+        let good = RotateRequest::sign(network, &old, &new);
+        assert!(good.is_genuine(network));
+        assert!(!good.is_genuine(NetworkId([2; 16])));
+        let swapped = RotateRequest { by_old: good.by_new, by_new: good.by_old, ..good.clone() };
+        assert!(!swapped.is_genuine(network));
+        let thief = RotateRequest::sign(network, &new, &new);
+        assert!(!RotateRequest { old: old.id(), ..thief }.is_genuine(network));
+        let node = NodeId([7; 32]);
+        let request = AuthorityRequest::sign(network, node, &new);
+        assert!(request.is_genuine(network, node));
+        assert!(!request.is_genuine(network, NodeId([8; 32])));
     }
 }

@@ -8,7 +8,8 @@ use crate::identity::IdentityKey;
 use crate::network::{NetworkParameters, fingerprint};
 use crate::psk::PskKeys;
 use crate::testing::TestRng;
-use crate::verify::TrustRoot;
+use crate::revocation::{RevocationBody, SignedRevocation};
+use crate::trust::Trust;
 use proptest::prelude::*;
 use warren_types::{PresharedKey, Suite};
 
@@ -46,6 +47,7 @@ fn body(key: &IdentityKey, name: &str, sequence: u64) -> DescriptorBody {
         admin: false,
         routes: vec![],
         tcp: vec![],
+        keys: None,
     }
 }
 
@@ -164,7 +166,7 @@ fn certified() -> (Authority, Membership, NetworkId) {
     let ca = Authority::create(key(51), &name, NOW, &mut rng).unwrap();
     let print = fingerprint(ca.certificate());
     let id = NetworkParameters::certificate(name.clone(), Suite::default(), &print).id;
-    let root = TrustRoot::new(ca.certificate().to_vec(), name, id).unwrap();
+    let root = Trust::new(ca.certificate().to_vec(), name, id).unwrap();
     (ca, Membership::Certificate(root), id)
 }
 
@@ -184,6 +186,7 @@ fn certified_body(
         id: key.id(),
         name: body.name.clone(),
         addresses: body.addresses.clone(),
+        origin: None,
     };
     body.chain = vec![ca.issue_for(&request, NOW, 3600, &mut TestRng::new(60)).unwrap()];
     body
@@ -210,10 +213,14 @@ fn certificates_bind_names_and_revocations_win() {
     );
 
     directory.apply(&good.sign(&a, &membership), NOW).unwrap();
-    let forged = SignedRevocation::sign(&thief, network, a.id(), NOW);
+    let forged = {
+        let stranger =
+            Authority::create(thief, &"home".parse().unwrap(), NOW, &mut TestRng::new(9)).unwrap();
+        SignedRevocation::sign(&stranger, membership.trust().unwrap(), &RevocationBody::of(network, a.id(), NOW))
+    };
     assert!(directory.revoke(forged, NOW).is_err());
     assert!(directory.get(a.id()).is_some());
-    let record = SignedRevocation::sign(ca.key(), network, a.id(), NOW);
+    let record = SignedRevocation::sign(&ca, membership.trust().unwrap(), &RevocationBody::of(network, a.id(), NOW));
     let changes = directory.revoke(record.clone(), NOW).unwrap().unwrap();
     assert!(matches!(
         changes[..],

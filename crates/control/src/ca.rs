@@ -84,8 +84,9 @@ pub struct CertificateRequest {
 /// Where a node began: survives every rotation of its key, and with it its
 /// overlay IPv6 address. Of two certificates with one origin the one with the
 /// higher generation is the node; the other is a former self.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[derive(serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub struct Origin {
     /// The node's first key.
     pub id: NodeId,

@@ -152,11 +152,7 @@ impl Registry {
     }
 
     /// Whom this admin expelled, as far as it still matters at `now`.
-    pub fn expelled(
-        &self,
-        network: NetworkId,
-        now: u64,
-    ) -> impl Iterator<Item = RevocationBody> {
+    pub fn expelled(&self, network: NetworkId, now: u64) -> impl Iterator<Item = RevocationBody> {
         let matters = move |at: &u64| !revocation::is_over(*at, now);
         self.revoked.iter().filter(move |(_, at)| matters(at)).map(move |(id, at)| {
             match self.succeeded.get(id) {

@@ -20,7 +20,7 @@ use warren_types::{NetworkId, NodeId};
 use crate::ca::Authority;
 use crate::cbor;
 use crate::identity::{self, SIGNATURE_LEN};
-use crate::trust::Trust;
+use crate::trust::{MAX_EPOCHS, Trust};
 use crate::verify::verify_authority;
 
 const LABEL: &str = "Warren v1 revocation";
@@ -95,9 +95,20 @@ impl RevocationBody {
         self.authority == Some(true)
     }
 
-    fn is_over(&self, now: u64) -> bool {
+    /// When the record is no longer needed, seconds since 1970.
+    pub fn ends(&self) -> u64 {
         let life = if self.is_authority() { AUTHORITY_REVOCATION_LIFE } else { REVOCATION_LIFE };
-        now > self.at.saturating_add(life)
+        self.at.saturating_add(life)
+    }
+
+    /// Greater for a record that counts more: that of a later root, or else made
+    /// later. Smaller than any present time in milliseconds.
+    pub fn sequence(&self) -> u64 {
+        (self.rank.min(MAX_EPOCHS as u64 + 1) << 35) | self.at.min((1 << 35) - 1)
+    }
+
+    fn is_over(&self, now: u64) -> bool {
+        now > self.ends()
     }
 }
 
@@ -121,9 +132,12 @@ pub enum RevocationError {
     /// The body does not parse.
     #[error("the revocation is malformed")]
     Malformed,
-    /// Signed by nobody who may.
-    #[error("the revocation is not signed by this network's CA")]
+    /// Not signed by who it says.
+    #[error("the revocation's signature is wrong")]
     BadSignature,
+    /// Signed by a root or an authority that is not known, or does not count.
+    #[error("the revocation is not signed by an authority of this network that counts now")]
+    UnknownSigner,
     /// For another network.
     #[error("the revocation is for another network")]
     WrongNetwork,
@@ -186,17 +200,20 @@ impl SignedRevocation {
         let rank = match self.chain.as_slice() {
             [] => {
                 let root = trust.all().find(|root| counts(root.key) && self.signed_by(root.key));
-                let root = root.ok_or(RevocationError::BadSignature)?;
+                let root = root.ok_or(RevocationError::UnknownSigner)?;
                 1 + trust.rank(root.key).unwrap_or(0)
             }
             [certificate] => {
                 let authority = verify_authority(certificate, trust)
-                    .map_err(|_| RevocationError::BadSignature)?;
+                    .map_err(|_| RevocationError::UnknownSigner)?;
+                if !self.signed_by(authority.key) {
+                    return Err(RevocationError::BadSignature);
+                }
                 // In force when it signed; it may have ended since.
                 let valid = authority.not_before <= body.at && body.at <= authority.not_after;
                 let counts = stored || (counts(authority.root) && !revoked.contains(authority.key));
-                if body.is_authority() || !valid || !counts || !self.signed_by(authority.key) {
-                    return Err(RevocationError::BadSignature);
+                if body.is_authority() || !valid || !counts {
+                    return Err(RevocationError::UnknownSigner);
                 }
                 0
             }
@@ -284,7 +301,7 @@ impl RevocationList {
         }
         let (key, len) = (body.node, self.0.len());
         match self.0.get(&key) {
-            Some(kept) if kept.body.rank >= body.rank => return Ok(Revoked::Known),
+            Some(kept) if kept.body.sequence() >= body.sequence() => return Ok(Revoked::Known),
             None if len >= MAX_REVOCATIONS => return Err(RevocationError::Full),
             _ => {}
         }
@@ -368,7 +385,7 @@ mod tests {
         let trust = trust(&ca);
         let mut list = RevocationList::default();
         let forged = SignedRevocation::sign(&other, &trust, &of(NODE));
-        assert_eq!(list.insert(forged, &trust, NOW), Err(RevocationError::BadSignature));
+        assert_eq!(list.insert(forged, &trust, NOW), Err(RevocationError::UnknownSigner));
         let elsewhere = RevocationBody { network: NetworkId([2; 16]), ..of(NODE) };
         let elsewhere = SignedRevocation::sign(&ca, &trust, &elsewhere);
         assert_eq!(list.insert(elsewhere, &trust, NOW), Err(RevocationError::WrongNetwork));
@@ -399,15 +416,15 @@ mod tests {
         let record = SignedRevocation::sign(&middle, &trust, &of(NODE));
         assert_eq!(record.chain.len(), 1);
         let bare = SignedRevocation { chain: vec![], ..record.clone() };
-        assert_eq!(list.insert(bare, &trust, NOW), Err(RevocationError::BadSignature));
+        assert_eq!(list.insert(bare, &trust, NOW), Err(RevocationError::UnknownSigner));
         assert_eq!(list.insert(record.clone(), &trust, NOW), Ok(Revoked::New(of(NODE))));
         // Not another authority, and not when it was none.
         let rival = RevocationBody::of_authority(NET, ca.key().id(), NOW);
         let rival = SignedRevocation::sign(&middle, &trust, &rival);
-        assert_eq!(list.insert(rival, &trust, NOW), Err(RevocationError::BadSignature));
+        assert_eq!(list.insert(rival, &trust, NOW), Err(RevocationError::UnknownSigner));
         let late = RevocationBody { at: NOW + 10_001, ..of(NodeId([6; 32])) };
         let late = SignedRevocation::sign(&middle, &trust, &late);
-        assert_eq!(list.insert(late, &trust, NOW), Err(RevocationError::BadSignature));
+        assert_eq!(list.insert(late, &trust, NOW), Err(RevocationError::UnknownSigner));
         // The root says the same: that counts more.
         assert_eq!(list.weaker_than(&trust, ca.key().id()), [of(NODE)]);
         let again = SignedRevocation::sign(&ca, &trust, &of(NODE));
@@ -418,7 +435,7 @@ mod tests {
         let end = RevocationBody::of_authority(NET, middle.key().id(), NOW);
         list.insert(SignedRevocation::sign(&ca, &trust, &end), &trust, NOW).unwrap();
         let more = SignedRevocation::sign(&middle, &trust, &of(NodeId([7; 32])));
-        assert_eq!(list.insert(more.clone(), &trust, NOW), Err(RevocationError::BadSignature));
+        assert_eq!(list.insert(more.clone(), &trust, NOW), Err(RevocationError::UnknownSigner));
         assert!(list.insert_stored(more, &trust, NOW).is_ok(), "what is on disk stays");
     }
 
@@ -431,7 +448,7 @@ mod tests {
         let mut list = RevocationList::default();
         let signed = SignedRevocation::sign(&old, &trust, &of(NODE));
         let late = NOW + 100;
-        assert_eq!(list.insert(signed.clone(), &trust, late), Err(RevocationError::BadSignature));
+        assert_eq!(list.insert(signed.clone(), &trust, late), Err(RevocationError::UnknownSigner));
         assert_eq!(list.insert(signed, &trust, NOW + 99), Ok(Revoked::New(ranked(1))));
         assert_eq!(list.weaker_than(&trust, new.key().id()), [ranked(1)]);
         let again = SignedRevocation::sign(&new, &trust, &of(NODE));

@@ -86,10 +86,7 @@ impl<C> Encode<C> for TrustChain {
 }
 
 impl<'b, C> Decode<'b, C> for TrustChain {
-    fn decode(
-        d: &mut minicbor::Decoder<'b>,
-        ctx: &mut C,
-    ) -> Result<Self, minicbor::decode::Error> {
+    fn decode(d: &mut minicbor::Decoder<'b>, ctx: &mut C) -> Result<Self, minicbor::decode::Error> {
         let n = d.array()?.filter(|n| *n <= MAX_EPOCHS as u64);
         let n = n.ok_or_else(|| {
             minicbor::decode::Error::message("too many trust records, or no length")
@@ -110,6 +107,13 @@ impl TrustChain {
     /// When they are anything else.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, TrustError> {
         cbor::from_slice(bytes).map_err(|_| TrustError::Malformed)
+    }
+
+    /// When the last root ends, seconds since 1970; `None` without records, or
+    /// when they do not parse.
+    pub fn ends(&self) -> Option<u64> {
+        let certificate = self.0.last()?.parse().ok()?.certificate;
+        verify::validity(&certificate).ok().map(|(_, end)| end)
     }
 
     /// A number that grows with every rotation, and of two chains of one length

@@ -195,7 +195,8 @@ fn signed_by(certificate: &X509Certificate<'_>, key: NodeId) -> bool {
     // What follows the signed part is not signed: it must have its one form.
     let tail = [&ED25519_SIGNATURE_PREFIX[..], signature].concat();
     let whole = certificate.as_raw().strip_suffix(&tail[..]);
-    whole.is_some_and(|head| head.ends_with(signed)) && identity::verify_bytes(key, signed, signature)
+    whole.is_some_and(|head| head.ends_with(signed))
+        && identity::verify_bytes(key, signed, signature)
 }
 
 /// True for a CA certificate that may sign certificates.
@@ -252,6 +253,17 @@ fn authority_name(
 fn canonical_name(text: Option<&str>) -> Result<NodeName, CertificateError> {
     text.and_then(|n| n.parse::<NodeName>().ok().filter(|p| p.as_str() == n))
         .ok_or(CertificateError::WrongName)
+}
+
+/// Start and end of a certificate's validity, seconds since 1970, without any
+/// check of who signed it.
+///
+/// # Errors
+/// When it does not parse.
+pub fn validity(der: &[u8]) -> Result<(u64, u64), CertificateError> {
+    let certificate = parse(der)?;
+    let validity = certificate.validity();
+    Ok((time_of(validity.not_before), time_of(validity.not_after)))
 }
 
 pub(crate) fn key_and_end(der: &[u8]) -> Result<(NodeId, u64), CertificateError> {
@@ -388,10 +400,7 @@ struct Names {
     origin: Option<Origin>,
 }
 
-fn names(
-    certificate: &X509Certificate<'_>,
-    trust: &Trust,
-) -> Result<Names, CertificateError> {
+fn names(certificate: &X509Certificate<'_>, trust: &Trust) -> Result<Names, CertificateError> {
     let extension = certificate
         .subject_alternative_name()
         .map_err(|e| CertificateError::Malformed(e.to_string()))?
@@ -661,8 +670,7 @@ mod tests {
             .unwrap();
         let below = Authority::load_delegated(second, below, &root.network).unwrap();
         let leaf = below.issue(&request(&root, key.id()), NOW, &mut TestRng::new(3)).unwrap();
-        let long =
-            vec![leaf, below.certificate().to_vec(), middle.certificate().to_vec()];
+        let long = vec![leaf, below.certificate().to_vec(), middle.certificate().to_vec()];
         assert!(verify_chain(&long, &root, &none, NOW).is_err(), "an authority under another");
         // No addresses but this network's, whatever the verifier's own rules are.
         let mut foreign = request(&root, key.id());
@@ -675,10 +683,7 @@ mod tests {
         let (other, other_root) = network(7);
         let stranger = delegated(&other, &other_root, 22);
         let theirs = chain(&stranger, &request(&root, key.id()));
-        assert_eq!(
-            verify_chain(&theirs, &root, &none, NOW),
-            Err(CertificateError::WrongAuthority)
-        );
+        assert_eq!(verify_chain(&theirs, &root, &none, NOW), Err(CertificateError::WrongAuthority));
         assert_eq!(
             verify_authority(stranger.certificate(), &root),
             Err(CertificateError::WrongAuthority)
@@ -725,10 +730,7 @@ mod tests {
         let new = chain(&next, &request(&root, key.id()));
         assert!(verify_chain(&old, &root, &none, NOW + 99).is_ok());
         assert!(verify_chain(&new, &root, &none, NOW + 99).is_ok());
-        assert_eq!(
-            verify_chain(&old, &root, &none, NOW + 100),
-            Err(CertificateError::FormerRoot)
-        );
+        assert_eq!(verify_chain(&old, &root, &none, NOW + 100), Err(CertificateError::FormerRoot));
         let leniency = Leniency { former_roots: true, ..Leniency::default() };
         assert!(verify_leniently(&old, &root, &none, NOW + 100, leniency).is_ok());
         let (stranger, _) = network(9);

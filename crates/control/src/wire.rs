@@ -397,7 +397,8 @@ mod tests {
 
     fn samples() -> Vec<Message> {
         let descriptor = SignedDescriptor { body: vec![1, 2, 3], signature: [7; 64], mac: vec![] };
-        let revocation = SignedRevocation { body: vec![4], signature: [8; 64], chain: vec![vec![9]] };
+        let revocation =
+            SignedRevocation { body: vec![4], signature: [8; 64], chain: vec![vec![9]] };
         let record = SignedTrust { body: vec![5], signature: [6; 64] };
         let reply = TrustReply { founding: vec![1], chain: TrustChain(vec![record]) };
         vec![

@@ -6,13 +6,20 @@
 //! | `node.key` | the node's Ed25519 identity, PKCS #8 PEM |
 //! | `link.key` | the X25519 key of its links, base64 as WireGuard has it |
 //! | `network.json` | network, name and addresses: the node is a member when it is there |
-//! | `node.crt`, `ca.crt` | certificate and CA, PEM (certificate mode) |
-//! | `ca.key`, `invites.json`, `registry.json` | of an admitting node |
+//! | `node.crt`, `ca.crt` | certificate chain and founding CA, PEM (certificate mode) |
+//! | `trust.cbor` | the CA's rotations since |
+//! | `ca.key` | the key of the present root, where it is held |
+//! | `authority.key`, `authority.crt` | an authority delegated to this node |
+//! | `invites.json`, `registry.json` | of an admitting node |
+//! | `next.key`, `next-ca.key`, `next-link.key` | a key that is about to replace another |
+//! | `former-link.key` | the link key before the present one, until its overlap ends |
 //! | `clients.json` | stock WireGuard clients, with their pre-shared keys |
 //! | `directory.cbor` | descriptors and revocations, to reconnect after a restart |
 //!
 //! Invariants: the directory is 0700, files are 0600 and replaced as a whole;
-//! `network.json` is written last, so a node is a member wholly or not at all.
+//! `network.json` is written last, so a node is a member wholly or not at all. A
+//! new key waits beside the old one until what goes with it (certificate, trust
+//! records) is written; the next start finishes or undoes the change.
 //! A file that does not parse is named in the error and never overwritten.
 //! Deliberately not here: what the content means, and encryption at rest.
 
@@ -26,8 +33,10 @@ use warren_control::descriptor::SignedDescriptor;
 use warren_control::identity::IdentityKey;
 use warren_control::network::NetworkParameters;
 use warren_control::revocation::SignedRevocation;
+use warren_control::trust::TrustChain;
+use warren_control::verify::subject_key;
 use warren_os::files::{self, FileError, LockError, LockFile};
-use warren_types::{LinkPublicKey, LinkSecretKey, NodeName, PresharedKey};
+use warren_types::{LinkPublicKey, LinkSecretKey, NodeId, NodeName, PresharedKey};
 use zeroize::Zeroizing;
 
 use crate::fault::{Fault, FaultKind};
@@ -41,6 +50,12 @@ const NETWORK: &str = "network.json";
 const NODE_CERTIFICATE: &str = "node.crt";
 const CA_CERTIFICATE: &str = "ca.crt";
 const CA_KEY: &str = "ca.key";
+const TRUST: &str = "trust.cbor";
+const AUTHORITY_KEY: &str = "authority.key";
+const AUTHORITY_CERTIFICATE: &str = "authority.crt";
+const NEXT_NODE_KEY: &str = "next.key";
+const NEXT_CA_KEY: &str = "next-ca.key";
+const FORMER_LINK_KEY: &str = "former-link.key";
 const CLIENTS: &str = "clients.json";
 const DIRECTORY: &str = "directory.cbor";
 /// All files that [`Store::wipe`] removes, the mark of membership first.
@@ -49,6 +64,12 @@ const ALL: &[&str] = &[
     NODE_CERTIFICATE,
     CA_CERTIFICATE,
     CA_KEY,
+    TRUST,
+    AUTHORITY_KEY,
+    AUTHORITY_CERTIFICATE,
+    NEXT_NODE_KEY,
+    NEXT_CA_KEY,
+    FORMER_LINK_KEY,
     "invites.json",
     "registry.json",
     "routes.json",
@@ -221,6 +242,15 @@ impl Store {
     /// # Errors
     /// When it cannot be read or stored.
     pub fn identity(&self, rng: &mut impl CryptoRng) -> Result<IdentityKey, Fault> {
+        if let Some(next) = self.read_key(NEXT_NODE_KEY)? {
+            // A rotation was cut short: the certificate says how far it came.
+            let chain = self.read_pem(NODE_CERTIFICATE, "CERTIFICATE")?;
+            let certified = chain.first().and_then(|leaf| subject_key(leaf).ok());
+            if certified == Some(next.id()) {
+                self.write_key(NODE_KEY, &next)?;
+            }
+            self.remove(NEXT_NODE_KEY)?;
+        }
         if let Some(key) = self.read_key(NODE_KEY)? {
             return Ok(key);
         }
@@ -287,12 +317,101 @@ impl Store {
         self.write_pem(NODE_CERTIFICATE, "CERTIFICATE", &certificates.chain)
     }
 
-    /// The CA's key, on an admitting node.
+    fn remove(&self, name: &str) -> Result<(), Fault> {
+        let path = self.path(name);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Fault::file("remove", &path, &error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Replaces the node's identity key and its certificate chain: after a
+    /// crash the next start finds both or neither.
+    ///
+    /// # Errors
+    /// When they cannot be stored.
+    pub fn save_identity(&self, key: &IdentityKey, chain: &[Vec<u8>]) -> Result<(), Fault> {
+        self.write_key(NEXT_NODE_KEY, key)?;
+        self.write_pem(NODE_CERTIFICATE, "CERTIFICATE", chain)?;
+        self.write_key(NODE_KEY, key)?;
+        self.remove(NEXT_NODE_KEY)
+    }
+
+    /// The records of the CA's rotations.
+    ///
+    /// # Errors
+    /// When the file is damaged.
+    pub fn trust(&self) -> Result<TrustChain, Fault> {
+        match self.read(TRUST)? {
+            Some(bytes) => TrustChain::from_bytes(&bytes).map_err(|e| self.damaged(TRUST, e)),
+            None => Ok(TrustChain::default()),
+        }
+    }
+
+    /// Stores them.
+    ///
+    /// # Errors
+    /// When they cannot be stored.
+    pub fn save_trust(&self, chain: &TrustChain) -> Result<(), Fault> {
+        self.write(TRUST, &chain.to_bytes())
+    }
+
+    /// The key of the root `current`, where this node holds it.
     ///
     /// # Errors
     /// When it is damaged.
-    pub fn ca_key(&self) -> Result<Option<IdentityKey>, Fault> {
+    pub fn ca_key(&self, current: NodeId) -> Result<Option<IdentityKey>, Fault> {
+        if let Some(next) = self.read_key(NEXT_CA_KEY)? {
+            // A rotation was cut short: the trust records say how far it came.
+            if next.id() == current {
+                self.write_key(CA_KEY, &next)?;
+            }
+            self.remove(NEXT_CA_KEY)?;
+        }
         self.read_key(CA_KEY)
+    }
+
+    /// Replaces the root's key together with the trust records that lead to it;
+    /// `None` removes the key.
+    ///
+    /// # Errors
+    /// When they cannot be stored.
+    pub fn save_root(&self, key: Option<&IdentityKey>, chain: &TrustChain) -> Result<(), Fault> {
+        let Some(key) = key else { return self.remove(CA_KEY) };
+        self.write_key(NEXT_CA_KEY, key)?;
+        self.save_trust(chain)?;
+        self.write_key(CA_KEY, key)?;
+        self.remove(NEXT_CA_KEY)
+    }
+
+    /// The authority that was delegated to this node: key and certificate.
+    ///
+    /// # Errors
+    /// When it is damaged.
+    pub fn authority(&self) -> Result<Option<(IdentityKey, Vec<u8>)>, Fault> {
+        let Some(key) = self.read_key(AUTHORITY_KEY)? else { return Ok(None) };
+        let certificate = self.read_pem(AUTHORITY_CERTIFICATE, "CERTIFICATE")?;
+        Ok(certificate.first().map(|der| (key, der.to_vec())))
+    }
+
+    /// Stores it. The certificate of a new key counts only with the key.
+    ///
+    /// # Errors
+    /// When it cannot be stored.
+    pub fn save_authority(&self, key: &IdentityKey, certificate: &[u8]) -> Result<(), Fault> {
+        self.write_key(AUTHORITY_KEY, key)?;
+        self.write_pem(AUTHORITY_CERTIFICATE, "CERTIFICATE", &[certificate.to_vec()])
+    }
+
+    /// Removes it.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn remove_authority(&self) -> Result<(), Fault> {
+        self.remove(AUTHORITY_CERTIFICATE)?;
+        self.remove(AUTHORITY_KEY)
     }
 
     /// Stores the CA's key.

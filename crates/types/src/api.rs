@@ -322,6 +322,20 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// A key was replaced by a new one; what it carries goes on.
+    KeyRotated {
+        /// Whose: a node's name, or the network's.
+        name: String,
+        /// Which: `node key`, `link key` or `network CA`.
+        what: String,
+    },
+    /// A node may, or may not any more, admit others.
+    AuthorityChanged {
+        /// The node's name.
+        name: String,
+        /// What changed.
+        change: String,
+    },
     /// A connection attempt was refused; the remote side learns nothing.
     Refused {
         /// Underlay address it came from.

@@ -14,7 +14,7 @@ use warren_types::NodeId;
 use super::{Directory, DirectoryChange, NodeView, RemovalReason};
 use crate::descriptor::Descriptor;
 use crate::membership::{Membership, MembershipError, PeerIdentity};
-use crate::revocation::{AUTHORITY_GRACE, Revoked, RevocationError, SignedRevocation};
+use crate::revocation::{AUTHORITY_GRACE, RevocationError, Revoked, SignedRevocation};
 use crate::trust::{TrustChain, TrustError};
 use crate::verify::{self, CertificateError, CertifiedNode, Leniency};
 
@@ -138,9 +138,7 @@ impl Directory {
             result => result?,
         };
         match self.successor(&node) {
-            Some(successor) => {
-                Err(MembershipError::Superseded { former: node.id, now: successor })
-            }
+            Some(successor) => Err(MembershipError::Superseded { former: node.id, now: successor }),
             None => Ok(PeerIdentity::Certified(node)),
         }
     }
@@ -161,9 +159,7 @@ impl Directory {
         let leniency = Leniency { former_roots: true, revoked_authority: true };
         let node = verify::verify_leniently(chain, trust, &self.revoked, now, leniency)?;
         match self.successor(&node) {
-            Some(successor) => {
-                Err(MembershipError::Superseded { former: node.id, now: successor })
-            }
+            Some(successor) => Err(MembershipError::Superseded { former: node.id, now: successor }),
             None => Ok(node),
         }
     }

@@ -7,8 +7,8 @@ use crate::descriptor::{DESCRIPTOR_LIFE, DescriptorBody};
 use crate::identity::IdentityKey;
 use crate::network::{NetworkParameters, fingerprint};
 use crate::psk::PskKeys;
-use crate::testing::TestRng;
 use crate::revocation::{RevocationBody, SignedRevocation};
+use crate::testing::TestRng;
 use crate::trust::Trust;
 use proptest::prelude::*;
 use warren_types::{PresharedKey, Suite};
@@ -216,11 +216,19 @@ fn certificates_bind_names_and_revocations_win() {
     let forged = {
         let stranger =
             Authority::create(thief, &"home".parse().unwrap(), NOW, &mut TestRng::new(9)).unwrap();
-        SignedRevocation::sign(&stranger, membership.trust().unwrap(), &RevocationBody::of(network, a.id(), NOW))
+        SignedRevocation::sign(
+            &stranger,
+            membership.trust().unwrap(),
+            &RevocationBody::of(network, a.id(), NOW),
+        )
     };
     assert!(directory.revoke(forged, NOW).is_err());
     assert!(directory.get(a.id()).is_some());
-    let record = SignedRevocation::sign(&ca, membership.trust().unwrap(), &RevocationBody::of(network, a.id(), NOW));
+    let record = SignedRevocation::sign(
+        &ca,
+        membership.trust().unwrap(),
+        &RevocationBody::of(network, a.id(), NOW),
+    );
     let changes = directory.revoke(record.clone(), NOW).unwrap().unwrap();
     assert!(matches!(
         changes[..],

@@ -102,7 +102,10 @@ fn forged_records_are_refused() {
         (TrustBody { at: NOW + 7200, ..body.clone() }, TrustError::FromTheFuture),
         (TrustBody { overlap: u64::MAX, ..body.clone() }, TrustError::Malformed),
         (TrustBody { certificate: vec![1], ..body.clone() }, TrustError::Malformed),
-        (TrustBody { certificate: a.certificate().to_vec(), ..body.clone() }, TrustError::Malformed),
+        (
+            TrustBody { certificate: a.certificate().to_vec(), ..body.clone() },
+            TrustError::Malformed,
+        ),
     ] {
         assert_eq!(apply(SignedTrust::sign(a.key(), &change)), Err(error), "{change:?}");
     }
@@ -123,9 +126,8 @@ fn a_root_that_is_none_is_refused() {
     let name: NetworkName = "home".parse().unwrap();
     assert!(Trust::new(node, name.clone(), NET).is_err());
     let authority = IdentityKey::generate(&mut rng).unwrap();
-    let delegated = a
-        .delegate(&"b".parse().unwrap(), authority.id(), NET, NOW, 1000, &mut rng)
-        .unwrap();
+    let delegated =
+        a.delegate(&"b".parse().unwrap(), authority.id(), NET, NOW, 1000, &mut rng).unwrap();
     assert!(Trust::new(delegated, name, NET).is_err());
 }
 

@@ -68,6 +68,8 @@ impl Config {
         let _ = writeln!(out, "\n[dangerous]");
         let kept = self.dangerous.keep_privileges;
         self.entry(&mut out, "keep_privileges", "dangerous.keep_privileges", kept);
+        let life = self.certificate_life();
+        self.entry(&mut out, "certificate_life", "dangerous.certificate_life", life);
         out
     }
 

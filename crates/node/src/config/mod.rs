@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use warren_control::ca::NODE_CERTIFICATE_LIFE;
 use warren_types::{NetworkName, NodeId, NodeName, Suite};
 
 pub use value::{
@@ -145,6 +146,9 @@ pub struct Dangerous {
     /// `keep_privileges`: do not drop capabilities and do not confine the
     /// daemon after its start. Default false.
     pub keep_privileges: bool,
+    /// `certificate_life`: of node certificates this node issues, seconds, 20 to
+    /// 7776000 (90 days, the default). Short ones end while an admin is down.
+    pub certificate_life: Option<u64>,
 }
 
 /// What the command line sets; each wins over the file.
@@ -269,6 +273,11 @@ impl Config {
             Some(n) => n.get(),
             None => crate::workers::default_workers(cores),
         }
+    }
+
+    /// Life of the node certificates that this node issues, seconds.
+    pub fn certificate_life(&self) -> u64 {
+        self.dangerous.certificate_life.unwrap_or(NODE_CERTIFICATE_LIFE)
     }
 
     /// MTU of the overlay interface, bytes.

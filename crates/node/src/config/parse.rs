@@ -8,6 +8,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use toml::Spanned;
+use warren_control::ca::NODE_CERTIFICATE_LIFE;
 use warren_types::{NodeId, NodeName};
 
 use super::{
@@ -158,6 +159,13 @@ impl Config {
         if let Some(v) = &raw.dangerous.keep_privileges {
             sources.insert("dangerous.keep_privileges", Source::File(file.line(v.span().start)));
             dangerous.keep_privileges = *v.get_ref();
+        }
+        if let Some(v) = &raw.dangerous.certificate_life {
+            let key = "dangerous.certificate_life";
+            let most = NODE_CERTIFICATE_LIFE.cast_signed();
+            let n = file.range(key, v, "seconds", 20..=most)?;
+            sources.insert(key, Source::File(file.line(v.span().start)));
+            dangerous.certificate_life = u64::try_from(n).ok();
         }
         if flags.state_dir.is_some() {
             sources.insert("state_dir", Source::Flag);

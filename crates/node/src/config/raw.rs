@@ -62,4 +62,5 @@ pub(super) struct RawPeer {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawDangerous {
     pub keep_privileges: Value<bool>,
+    pub certificate_life: Value<i64>,
 }

@@ -6,7 +6,7 @@
 //! new network is stored only when its interface is up; privileges are dropped
 //! before the first thread that handles packets starts.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -165,6 +165,7 @@ pub async fn run(start: Start) -> Ended {
             ),
             approvals,
             admin: standing.admin.take(),
+            certificate_life: config.certificate_life(),
             persist: store.clone(),
             bootstrap: bootstrap(&config).await,
             bound: underlay.local,
@@ -207,7 +208,6 @@ pub async fn run(start: Start) -> Ended {
         endpoints,
         tcp_port,
         mtu,
-        admin,
         epoch,
         engine,
         workers,
@@ -224,7 +224,7 @@ pub async fn run(start: Start) -> Ended {
         looping_untold: false,
         control,
         events: events.clone(),
-        notices: BTreeMap::new(),
+        notices: standing.notice.take().map(|notice| ("root", notice)).into_iter().collect(),
         ending: None,
     };
     let outcome = match (fresh, &intent) {
@@ -343,7 +343,7 @@ async fn join(
         Fault::new(kind, error.to_string())
     })?;
     let member = Member { network: joined.network, name: joined.name, addresses: joined.addresses };
-    let standing = membership::joined(config, member, joined.chain, joined.ca)?;
+    let standing = membership::joined(config, member, joined.chain, &joined.ca, &joined.trust)?;
     store.save_directory(&DirectorySnapshot {
         descriptors: joined.descriptors,
         revocations: joined.revocations,
@@ -422,6 +422,7 @@ pub(super) fn own_descriptor(
         endpoints: endpoints.to_vec(),
         routes: routes.to_vec(),
         tcp_port,
+        former_link_key: None,
     }
 }
 

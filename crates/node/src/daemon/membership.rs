@@ -17,7 +17,8 @@ use warren_control::membership::Membership;
 use warren_control::network::{AuthKind, NetworkParameters, fingerprint};
 use warren_control::psk::PskKeys;
 use warren_control::registry::Registry;
-use warren_control::verify::TrustRoot;
+use warren_control::trust::{Trust, TrustChain};
+use warren_control::verify::verify_authority;
 use warren_types::{LinkPublicKey, NetworkName, NodeName, PresharedKey, Suite};
 use zeroize::Zeroizing;
 
@@ -38,6 +39,8 @@ pub(super) struct Standing {
     /// Our certificate chain, leaf first; empty without certificates.
     pub(super) chain: Vec<Vec<u8>>,
     pub(super) admin: Option<Admin>,
+    /// What the operator should know of it from the start.
+    pub(super) notice: Option<String>,
 }
 
 /// The prefixes of a network's overlay.
@@ -133,10 +136,58 @@ fn stated(config: &Config, own: &IdentityKey, name: &NodeName) -> Result<Members
     }
 }
 
-fn trust(certificates: &Certificates, network: &NetworkParameters) -> Result<Membership, Fault> {
-    TrustRoot::new(certificates.ca.clone(), network.name.clone(), network.id)
-        .map(Membership::Certificate)
-        .map_err(|e| Fault::new(FaultKind::State, format!("the stored CA certificate: {e}")))
+fn trust(ca: &[u8], chain: &TrustChain, network: &NetworkParameters) -> Result<Trust, Fault> {
+    let damaged = |what: &str, e: &dyn std::fmt::Display| {
+        Fault::new(FaultKind::State, format!("the stored {what}: {e}"))
+    };
+    let mut trust = Trust::new(ca.to_vec(), network.name.clone(), network.id)
+        .map_err(|e| damaged("CA certificate", &e))?;
+    // The clock may have gone back since they were taken in.
+    trust.apply(chain, u64::MAX / 2).map_err(|e| damaged("rotations of the CA", &e))?;
+    Ok(trust)
+}
+
+/// The authority that this node has: the root, or one that was delegated.
+fn authority(
+    store: &Store,
+    config: &Config,
+    trust: &Trust,
+) -> Result<(Option<Admin>, Option<String>), Fault> {
+    let wrong = |e: &dyn std::fmt::Display| Fault::new(FaultKind::State, e.to_string());
+    let mut notice = None;
+    let mut found = None;
+    if let Some(key) = store.ca_key(trust.current().key)? {
+        // Of two rotations at once one counts; who made the other holds a root
+        // that does not.
+        let root = trust.all().find(|root| root.key == key.id());
+        if key.id() != trust.current().key {
+            notice = Some(
+                "the root key here is not the present one: `warren ca import` the key that was \
+                 exported where the CA was rotated last, or let its holder delegate to this node"
+                    .to_owned(),
+            );
+        }
+        let certificate = root.map_or(trust.founding(), |root| root).certificate.clone();
+        found = Some(Authority::load(key, certificate, &trust.network).map_err(|e| wrong(&e))?);
+    }
+    if found.is_none()
+        && let Some((key, certificate)) = store.authority()?
+        && verify_authority(&certificate, trust).is_ok()
+    {
+        let loaded = Authority::load_delegated(key, certificate, &trust.network);
+        match loaded {
+            Ok(authority) => found = Some(authority),
+            Err(error) => tracing::warn!(%error, "the delegated authority is not usable"),
+        }
+    }
+    let Some(authority) = found else { return Ok((None, notice)) };
+    let admin = Admin {
+        authority,
+        certificate_life: config.certificate_life(),
+        invites: store.list("invites")?,
+        registry: store.list("registry")?,
+    };
+    Ok((Some(admin), notice))
 }
 
 /// Takes up the stored membership.
@@ -160,20 +211,13 @@ pub(super) fn load(
                 "restore the key file, or give a fresh --state-dir to join the other network",
             ));
         }
-        return Ok(Standing { member, membership, chain: Vec::new(), admin: None });
+        return Ok(Standing { member, membership, chain: Vec::new(), admin: None, notice: None });
     }
     let certificates = store.certificates()?;
-    let membership = trust(&certificates, &member.network)?;
-    let admin = match store.ca_key()? {
-        Some(key) => Some(Admin {
-            authority: Authority::load(key, certificates.ca.clone(), &member.network.name)
-                .map_err(|e| Fault::new(FaultKind::State, e.to_string()))?,
-            invites: store.list("invites")?,
-            registry: store.list("registry")?,
-        }),
-        None => None,
-    };
-    Ok(Standing { member, membership, chain: certificates.chain, admin })
+    let trust = trust(&certificates.ca, &store.trust()?, &member.network)?;
+    let (admin, notice) = authority(store, config, &trust)?;
+    let membership = Membership::Certificate(trust);
+    Ok(Standing { member, membership, chain: certificates.chain, admin, notice })
 }
 
 /// A new network with this node as its first member (certificate mode), or
@@ -207,14 +251,19 @@ pub(super) fn create(
                 id: identity.id(),
                 name: name.clone(),
                 addresses: place.addresses.clone(),
+                origin: None,
             };
-            let leaf = authority.issue(&request, now, &mut OsRandom).map_err(|e| internal(&e))?;
-            let certificates =
-                Certificates { chain: vec![leaf.clone()], ca: authority.certificate().to_vec() };
-            let membership = trust(&certificates, &network)?;
+            let certificate_life = config.certificate_life();
+            let leaf = authority
+                .issue_for(&request, now, certificate_life, &mut OsRandom)
+                .map_err(|e| internal(&e))?;
+            let trust = trust(authority.certificate(), &TrustChain::default(), &network)?;
+            let membership = Membership::Certificate(trust);
             let member = Member { network, name, addresses: place.addresses };
-            let admin = Admin { authority, invites: Default::default(), registry };
-            Ok(Standing { member, membership, chain: vec![leaf], admin: Some(admin) })
+            let admin =
+                Admin { authority, certificate_life, invites: Default::default(), registry };
+            let chain = vec![leaf];
+            Ok(Standing { member, membership, chain, admin: Some(admin), notice: None })
         }
         Auth::Key { .. } | Auth::Psk { .. } => {
             let network = match &config.auth {
@@ -227,7 +276,7 @@ pub(super) fn create(
             // Collisions are settled in the directory: the loser does without.
             let v4 = address::ipv4_of_key(network.id, &id.0, 0).into();
             let member = Member { network, name, addresses: vec![v6, v4] };
-            Ok(Standing { member, membership, chain: Vec::new(), admin: None })
+            Ok(Standing { member, membership, chain: Vec::new(), admin: None, notice: None })
         }
     }
 }
@@ -237,7 +286,8 @@ pub(super) fn joined(
     config: &Config,
     member: Member,
     chain: Vec<Vec<u8>>,
-    ca: Vec<u8>,
+    ca: &[u8],
+    records: &TrustChain,
 ) -> Result<Standing, Fault> {
     if let Some(suite) = config.suite.filter(|s| *s != member.network.suite) {
         tracing::warn!(
@@ -245,9 +295,8 @@ pub(super) fn joined(
             "the network's suite is fixed; the setting is ignored"
         );
     }
-    let certificates = Certificates { chain, ca };
-    let membership = trust(&certificates, &member.network)?;
-    Ok(Standing { member, membership, chain: certificates.chain, admin: None })
+    let membership = Membership::Certificate(trust(ca, records, &member.network)?);
+    Ok(Standing { member, membership, chain, admin: None, notice: None })
 }
 
 /// Stores a new standing; the mark of membership comes last.
@@ -255,8 +304,11 @@ pub(super) fn save(store: &Store, standing: &Standing) -> Result<(), Fault> {
     if let Membership::Certificate(root) = &standing.membership {
         store.save_certificates(&Certificates {
             chain: standing.chain.clone(),
-            ca: root.certificate.clone(),
+            ca: root.founding().certificate.clone(),
         })?;
+        if root.epoch() > 0 {
+            store.save_trust(&root.chain())?;
+        }
     }
     if let Some(admin) = &standing.admin {
         store.save_ca_key(admin.authority.key())?;

@@ -128,6 +128,32 @@ impl Mesh {
         Some((old_key, former.is_none()))
     }
 
+    /// A member goes on under another key: what we have of it stays. Returns the
+    /// link key it had, if that is another one now; `None` when it was not known.
+    pub(super) fn succeed(
+        &mut self,
+        former: NodeId,
+        view: Arc<NodeView>,
+    ) -> Option<Option<LinkPublicKey>> {
+        let old = self.members.remove(&former)?;
+        let id = view.id();
+        if let Some(contact) = self.contacts.remove(&former) {
+            self.contacts.entry(id).or_insert(contact);
+        }
+        let (old_key, key) = (old.descriptor.body.link_key, view.descriptor.body.link_key);
+        if old_key != key {
+            self.owners.remove(&old_key);
+        }
+        self.owners.insert(key, Owner::Node(id));
+        self.members.insert(id, view);
+        Some((old_key != key).then_some(old_key))
+    }
+
+    /// We go on under another key.
+    pub(super) fn set_own(&mut self, id: NodeId) {
+        self.own = id;
+    }
+
     /// Forgets a member; its link key if it was known.
     pub(super) fn forget(&mut self, id: NodeId) -> Option<LinkPublicKey> {
         self.contacts.remove(&id);

@@ -16,6 +16,7 @@ mod mesh;
 mod names;
 mod reflexive;
 mod requests;
+mod rotation;
 mod routes;
 mod routing;
 mod startup;
@@ -85,7 +86,6 @@ struct Daemon {
     /// Where others were told to reach us.
     told: Vec<SocketAddr>,
     mtu: u32,
-    admin: bool,
     epoch: Instant,
     engine: Engine,
     workers: Workers,
@@ -397,6 +397,12 @@ impl Daemon {
                 tracing::error!(%reason, "state not saved");
                 self.notices.insert("state", reason);
             }
+            ControlEvent::IdentityRotated { .. }
+            | ControlEvent::Readdressed { .. }
+            | ControlEvent::TrustChanged { .. }
+            | ControlEvent::Delegated { .. }
+            | ControlEvent::AuthorityGained { .. }
+            | ControlEvent::AuthorityLost => self.handle_rotation(event),
         }
     }
 
@@ -441,8 +447,9 @@ impl Daemon {
                     });
                 }
             }
+            DirectoryChange::Succeeded { former, view } => self.succeed(&former, view),
             DirectoryChange::Conflict { claim, winner, loser } => {
-                tracing::warn!(?claim, %winner, %loser, "two members claim the same thing");
+                self.conflict(&claim, winner, loser);
             }
         }
     }

@@ -63,12 +63,10 @@ impl Daemon {
     }
 
     async fn invite(&self, request: &InviteRequest) -> Result<InviteReply, ApiError> {
-        if !self.admin {
+        if !self.control.is_admin() {
             return Err(ApiError::NotAllowed(match self.member.network.auth {
                 warren_control::network::AuthKind::Certificate => {
-                    "this node cannot admit others: run `warren invite` on the machine that \
-                     created the network"
-                        .to_owned()
+                    self.not_admin("admit others", "invite")
                 }
                 other => format!(
                     "a network in {} mode has no join codes: add the new node to the \
@@ -167,18 +165,29 @@ impl Daemon {
                 "a node cannot revoke itself: use `warren leave`".to_owned(),
             ));
         }
-        if !self.admin {
-            return Err(ApiError::NotAllowed(
-                "this node cannot revoke others: run the command on the machine that created the \
-                 network"
-                    .to_owned(),
-            ));
+        if !self.control.is_admin() {
+            return Err(ApiError::NotAllowed(self.not_admin("revoke others", "revoke")));
         }
         match self.control.revoke(name.clone()).await {
             Ok(_) => Ok(()),
             Err(error @ AdminError::UnknownName(_)) => Err(ApiError::NotFound(error.to_string())),
             Err(error) => Err(ApiError::Failed(error.to_string())),
         }
+    }
+
+    /// Why this node may not, and who may.
+    fn not_admin(&self, what: &str, command: &str) -> String {
+        let admins = self.mesh.members().filter(|view| view.descriptor.body.admin);
+        let names: Vec<&str> = admins.map(|view| view.name.as_str()).collect();
+        let who = match names.as_slice() {
+            [] => "an admin (`warren ca list`)".to_owned(),
+            names => names.join(" or "),
+        };
+        format!(
+            "this node cannot {what}: run `warren {command}` on {who}, or let the holder of the \
+             root make this node an admin with `warren ca delegate {}`",
+            self.member.name
+        )
     }
 
     /// Tells the others where we are and which clients are behind us.

@@ -300,7 +300,7 @@ impl Daemon {
         if self.subnets.expire(now) {
             self.judge_routes();
         }
-        if self.admin {
+        if self.control.is_admin() {
             for (router, prefix) in self.subnets.ending(now.saturating_add(APPROVAL_LIFE / 2)) {
                 if let Err(error) = self.control.decide_route(router, prefix, true).await {
                     tracing::warn!(%prefix, %error, "a route's approval was not renewed");

@@ -46,7 +46,7 @@ impl Daemon {
                 suite: self.member.network.suite,
                 auth: self.member.network.auth.as_str().to_owned(),
                 prefixes: self.prefixes.iter().map(ToString::to_string).collect(),
-                admin: self.admin,
+                admin: self.control.is_admin(),
             },
             peers,
             drops: self.drops.non_zero(),

@@ -12,9 +12,10 @@ use quinn::{Connection, Endpoint, Incoming};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use warren_control::verify::subject_key;
-use warren_control::wire::{ALPN_CONTROL, ALPN_JOIN, Message};
+use warren_control::wire::{ALPN_CONTROL, ALPN_JOIN, ALPN_TRUST, Message};
 
 use super::admin::JoinAnswer;
+use super::catch_up;
 use super::core::Input;
 use super::event::RefuseReason;
 use super::frame;
@@ -55,6 +56,7 @@ async fn serve(
     permit: super::shared::Permit,
 ) -> Result<(), Failure> {
     let tls = |e: quinn::ConnectionError| Failure::Refused(RefuseReason::Tls(e.to_string()));
+    let own = shared.id();
     let connecting = incoming.accept().map_err(tls)?;
     let connection = timeout(shared.timing.handshake, connecting)
         .await
@@ -73,13 +75,20 @@ async fn serve(
             Err(failure) => Err(session::close_for(&connection, failure)),
         };
     }
-    debug_assert_eq!(alpn(&connection).as_deref(), Some(ALPN_CONTROL), "only two are offered");
+    if alpn(&connection).as_deref() == Some(ALPN_TRUST) {
+        let work = catch_up::serve(shared, &connection);
+        let result = timeout(shared.timing.handshake, work).await;
+        connection.close(CLOSE_DONE, b"");
+        return result.unwrap_or(Err(RefuseReason::Timeout.into()));
+    }
+    debug_assert_eq!(alpn(&connection).as_deref(), Some(ALPN_CONTROL), "only three are offered");
     match shared.authenticate(&connection, None) {
         Ok(identity) => {
-            session::run(shared.clone(), connection, None, identity, Some(permit)).await
+            session::run(shared.clone(), connection, None, own, identity, Some(permit)).await
         }
         Err(reason) => {
             connection.close(CLOSE_REFUSED, b"");
+            catch_up::consider(shared, &reason, vec![remote(&connection)]).await;
             Err(Failure::Refused(reason))
         }
     }

@@ -1,24 +1,31 @@
-//! Admission, renewal and revocation: what only the holder of the CA key does.
+//! Admission, renewal and revocation: what only the holder of an authority's key
+//! does, be it the root's or a delegated one.
 //!
-//! In: a joiner's request, a member's request for renewal, the operator's
-//! revocation. Out: certificates and records, or the reason of a refusal.
-//! Invariants: nothing is given out before it is written to disk, and nothing
-//! changes when writing fails; a joiner learns reasons only after its token
-//! proved genuine. Deliberately not here: the connection.
+//! In: a joiner's request, a member's request for renewal or for a certificate
+//! of another key, the operator's revocation. Out: certificates and records, or
+//! the reason of a refusal. Invariants: nothing is given out before it is written
+//! to disk, and nothing changes when writing fails; a joiner learns reasons only
+//! after its token proved genuine. Deliberately not here: the connection, and
+//! what only the root's holder does (`admin/root`).
+
+mod root;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use warren_control::address;
-use warren_control::ca::{Authority, CertificateRequest};
+use warren_control::ca::{Authority, CertificateRequest, Origin};
 use warren_control::descriptor::SignedDescriptor;
 use warren_control::directory::Directory;
+use warren_control::identity::IdentityKey;
 use warren_control::join_code::JoinCode;
 use warren_control::network::{NetworkParameters, fingerprint};
-use warren_control::registry::Registry;
-use warren_control::revocation::SignedRevocation;
+use warren_control::registry::{Member, Registry};
+use warren_control::revocation::{RevocationBody, RevocationList, SignedRevocation};
 use warren_control::token::{Invites, TokenError};
-use warren_control::wire::{JoinAccepted, JoinRefusal, JoinRequest};
+use warren_control::trust::{Trust, TrustChain};
+use warren_control::verify::verify_authority;
+use warren_control::wire::{JoinAccepted, JoinRefusal, JoinRequest, RotateRequest, TrustReply};
 use warren_types::{LinkPublicKey, NetworkId, NodeId, NodeName};
 
 use super::event::RefuseReason;
@@ -51,13 +58,37 @@ pub trait Persist: Send + Sync + 'static {
     /// # Errors
     /// A sentence with the remedy.
     fn save_certificate(&self, chain: &[Vec<u8>]) -> Result<(), String>;
+    /// Keeps the records of the network's roots.
+    ///
+    /// # Errors
+    /// A sentence with the remedy.
+    fn save_trust(&self, chain: &TrustChain) -> Result<(), String>;
+    /// Keeps an authority that was delegated to us.
+    ///
+    /// # Errors
+    /// A sentence with the remedy.
+    fn save_authority(&self, authority: &Authority) -> Result<(), String>;
+    /// Keeps a root's key together with the records that lead to it: after a
+    /// crash there are either both or neither. `None` removes the key.
+    ///
+    /// # Errors
+    /// A sentence with the remedy.
+    fn save_root(&self, root: Option<&Authority>, chain: &TrustChain) -> Result<(), String>;
+    /// Keeps our new identity key together with its certificate chain: after a
+    /// crash there are either both or neither.
+    ///
+    /// # Errors
+    /// A sentence with the remedy.
+    fn save_identity(&self, key: &IdentityKey, chain: &[Vec<u8>]) -> Result<(), String>;
 }
 
 /// What makes a node an admin.
 #[derive(Debug)]
 pub struct Admin {
-    /// The CA.
+    /// The root, or the authority delegated to this node.
     pub authority: Authority,
+    /// Life of the certificates it issues, seconds.
+    pub certificate_life: u64,
     /// Its invites.
     pub invites: Invites,
     /// Its members.
@@ -67,11 +98,42 @@ pub struct Admin {
 /// An operator's request was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AdminError {
-    /// This node has no CA key.
+    /// This node has no authority.
     #[error(
-        "this node cannot admit or revoke: run the command on the machine that created the network"
+        "this node cannot admit or revoke: `warren ca list` names those that can; run the command \
+         there"
     )]
     NotAdmin,
+    /// This node has no root key.
+    #[error(
+        "this node does not hold the network's root key: `warren ca list` names who does; run the \
+         command there, or bring an exported key back with `warren ca import FILE`"
+    )]
+    NotRoot,
+    /// The network has no certificates.
+    #[error(
+        "this network has no certificates (auth mode `{0}`): its keys are in the configuration of \
+         each node; give this node a fresh state directory, and its new key (`warren key`) to the \
+         others"
+    )]
+    NoCertificates(&'static str),
+    /// The node is not connected.
+    #[error(
+        "{0} is not connected: start it, or wait until `warren status` shows it, and try again"
+    )]
+    NotConnected(NodeName),
+    /// No answer came.
+    #[error("{0} did not answer in time: its log may say why; try again")]
+    NoAnswer(String),
+    /// Nobody can certify.
+    #[error(
+        "no admin is connected that could certify a new key: `warren ca list` names them; start \
+         one and try again"
+    )]
+    NoAdmin,
+    /// The last one.
+    #[error("{0}")]
+    LastAdmin(String),
     /// No address to put into a code.
     #[error(
         "this node knows no address that others could reach it at: set `endpoints` in its \
@@ -103,15 +165,37 @@ pub(crate) enum JoinAnswer {
     Silent,
 }
 
-fn used_v4(directory: &Directory) -> impl Fn(std::net::Ipv4Addr) -> bool + '_ {
-    |a| directory.has_address(IpAddr::V4(a))
+/// What somebody has, or had until lately: others may still send there.
+fn used_v4(directory: &Directory, now: u64) -> impl Fn(std::net::Ipv4Addr) -> bool + '_ {
+    move |a| {
+        let address = IpAddr::V4(a);
+        directory.has_address(address) || directory.was_just_released(address, now)
+    }
+}
+
+/// The network's roots as a joiner needs them.
+pub(crate) fn trust_reply(trust: &Trust) -> TrustReply {
+    TrustReply { founding: trust.founding().certificate.clone(), chain: trust.chain() }
 }
 
 impl Admin {
+    /// True when what it issues counts.
+    pub(crate) fn counts(&self, trust: &Trust, revoked: &RevocationList, now: u64) -> bool {
+        let key = self.authority.key().id();
+        let current = trust.current().key;
+        let root = match self.authority.is_root() {
+            true => Some(key),
+            false => verify_authority(self.authority.certificate(), trust).ok().map(|i| i.root),
+        };
+        root == Some(current) && now < self.authority.not_after() && !revoked.contains(key)
+    }
+
     /// Makes an invite and its code.
+    #[expect(clippy::too_many_arguments, reason = "each is a distinct fact of one invitation")]
     pub(crate) fn invite(
         &mut self,
         network: &NetworkParameters,
+        trust: &Trust,
         endpoints: &[SocketAddr],
         tcp: &[SocketAddr],
         life: u64,
@@ -131,7 +215,7 @@ impl Admin {
         Ok(JoinCode {
             network_id: network.id,
             network: network.name.clone(),
-            ca_fingerprint: fingerprint(self.authority.certificate()),
+            ca_fingerprint: fingerprint(&trust.current().certificate),
             endpoints: endpoints.to_vec(),
             tcp: tcp.to_vec(),
             token,
@@ -173,6 +257,9 @@ impl Admin {
             let error = warren_control::registry::AdmitError::Revoked;
             return refuse(JoinRefusal::Taken(error.to_string()));
         }
+        let Some(trust) = directory.membership().trust() else {
+            return (JoinAnswer::Silent, None);
+        };
         let mut registry = self.registry.clone();
         let admitted = registry.admit(
             network.id,
@@ -181,20 +268,17 @@ impl Admin {
             request.link_key,
             now,
             |name| directory.has_name(name),
-            used_v4(directory),
+            used_v4(directory, now),
         );
         let member = match admitted {
             Ok(member) => member,
             Err(error) => return refuse(JoinRefusal::Taken(error.to_string())),
         };
-        let certificate =
-            CertificateRequest { id: node, name: member.name, addresses: member.addresses };
-        let issued = self.authority.issue(&certificate, now, &mut OsRandom);
-        let saved = issued
-            .map_err(|e| e.to_string())
-            .and_then(|leaf| persist.save_admin(&invites, &registry).map(|()| leaf));
-        let leaf = match saved {
-            Ok(leaf) => leaf,
+        let saved = self
+            .issue(node, &member, now)
+            .and_then(|chain| persist.save_admin(&invites, &registry).map(|()| chain));
+        let chain = match saved {
+            Ok(chain) => chain,
             Err(error) => {
                 let reason = RefuseReason::Admission(error);
                 return (JoinAnswer::Refused(JoinRefusal::Unavailable), Some(reason));
@@ -207,41 +291,134 @@ impl Admin {
             network_id: network.id,
             network: network.name.clone(),
             suite: network.suite,
-            chain: vec![leaf],
-            ca: self.authority.certificate().to_vec(),
+            chain,
+            ca: trust.current().certificate.clone(),
             descriptors,
             revocations,
+            trust: Some(trust_reply(trust)),
         };
         (JoinAnswer::Accepted(Box::new(accepted)), None)
     }
 
-    /// A new certificate for a member, with the name and addresses it has.
+    /// A certificate chain for what a member is.
+    fn issue(&self, id: NodeId, member: &Member, now: u64) -> Result<Vec<Vec<u8>>, String> {
+        let request = CertificateRequest {
+            id,
+            name: member.name.clone(),
+            addresses: member.addresses.clone(),
+            origin: member.origin,
+        };
+        let leaf = self
+            .authority
+            .issue_for(&request, now, self.certificate_life, &mut OsRandom)
+            .map_err(|e| e.to_string())?;
+        Ok([vec![leaf], self.authority.above()].concat())
+    }
+
+    /// What is known of a member: of our own admissions, or of another admin's
+    /// by its present certificate.
+    fn member(&self, node: NodeId, directory: &Directory) -> Option<Member> {
+        if let Some(member) = self.registry.get(node) {
+            return Some(member.clone());
+        }
+        directory.get(node).map(|view| as_member(view))
+    }
+
+    /// A new certificate for a member, with the name and addresses it has. One
+    /// that shares its IPv4 address with another, since two admins gave it at
+    /// once, and has to do without it, gets another address.
     pub(crate) fn renew(
-        &self,
+        &mut self,
         node: NodeId,
         directory: &Directory,
         now: u64,
+        persist: &dyn Persist,
     ) -> Result<Vec<Vec<u8>>, String> {
         if directory.revocations().contains(node) {
             return Err("the node was revoked".into());
         }
-        let (name, addresses) = match (self.registry.get(node), directory.get(node)) {
-            (Some(member), _) => (member.name.clone(), member.addresses.clone()),
-            // Admitted by another admin: what its present certificate says.
-            (None, Some(view)) => {
-                let body = &view.descriptor.body;
-                (body.name.clone(), body.addresses.clone())
+        let mut member = self.member(node, directory).ok_or("the node is not known")?;
+        if let Some(view) = directory.get(node) {
+            let lost = |a: &IpAddr| a.is_ipv4() && !view.addresses.contains(a);
+            if view.descriptor.body.addresses.iter().any(lost) {
+                let used = used_v4(directory, now);
+                let taken = |a| used(a) || self.registry.has_address(IpAddr::V4(a));
+                let (free, _) = address::free_ipv4(directory.network(), &node.0, taken)
+                    .ok_or("no free IPv4 address was found for it")?;
+                member.addresses.retain(IpAddr::is_ipv6);
+                member.addresses.push(free.into());
+                let mut registry = self.registry.clone();
+                registry.adopt(node, member.clone());
+                registry.readdress(node, member.addresses.clone());
+                persist.save_admin(&self.invites, &registry)?;
+                self.registry = registry;
             }
-            (None, None) => return Err("the node is not known".into()),
-        };
-        let request = CertificateRequest { id: node, name, addresses };
-        self.authority
-            .issue(&request, now, &mut OsRandom)
-            .map(|leaf| vec![leaf])
-            .map_err(|e| e.to_string())
+        }
+        self.issue(node, &member, now)
     }
 
-    /// Revokes the member that goes by a name, connected or not.
+    /// Certifies another key for a member, which goes on under it with all it
+    /// has. The old key gets nothing any more from here on.
+    pub(crate) fn rotate(
+        &mut self,
+        request: &RotateRequest,
+        directory: &Directory,
+        now: u64,
+        persist: &dyn Persist,
+    ) -> Result<Vec<Vec<u8>>, String> {
+        if !request.is_genuine(directory.network()) {
+            return Err("the request is not signed by both keys".into());
+        }
+        let (old, new) = (request.old, request.new);
+        if directory.revocations().contains(old) || directory.revocations().contains(new) {
+            return Err("the node was revoked".into());
+        }
+        if self.registry.successor(old) == Some(new)
+            && let Some(member) = self.registry.get(new)
+        {
+            // Our answer was lost.
+            return self.issue(new, member, now);
+        }
+        if self.registry.successor(old).is_some() {
+            return Err("the key was rotated already".into());
+        }
+        let member = self.member(old, directory).ok_or("the node is not known")?;
+        let former = member.origin.unwrap_or(Origin { id: old, generation: 0 });
+        let origin = Origin { generation: former.generation.saturating_add(1), ..former };
+        let mut registry = self.registry.clone();
+        registry.adopt(old, member);
+        registry.succeed(old, new, origin);
+        let member = registry.get(new).ok_or("the node was revoked")?;
+        let chain = self.issue(new, member, now)?;
+        persist.save_admin(&self.invites, &registry)?;
+        self.registry = registry;
+        Ok(chain)
+    }
+
+    /// The record that ends a key which its node has rotated away from; `None`
+    /// when another admin certified the new one, who does this.
+    pub(crate) fn retire(
+        &mut self,
+        old: NodeId,
+        new: NodeId,
+        trust: &Trust,
+        now: u64,
+        persist: &dyn Persist,
+    ) -> Result<Option<SignedRevocation>, String> {
+        if self.registry.successor(old) != Some(new) {
+            return Ok(None);
+        }
+        let mut registry = self.registry.clone();
+        registry.expel(old, now);
+        persist.save_admin(&self.invites, &registry)?;
+        self.registry = registry;
+        let body = RevocationBody::superseded(trust.network_id, old, new, now);
+        Ok(Some(SignedRevocation::sign(&self.authority, trust, &body)))
+    }
+
+    /// Revokes the member that goes by a name, connected or not; with it, as the
+    /// root's holder, the authority it has. What that one admitted stays known
+    /// here, so that it can be renewed.
     pub(crate) fn revoke(
         &mut self,
         name: &NodeName,
@@ -249,7 +426,8 @@ impl Admin {
         directory: &Directory,
         now: u64,
         persist: &dyn Persist,
-    ) -> Result<(NodeId, SignedRevocation), AdminError> {
+    ) -> Result<(NodeId, Vec<SignedRevocation>), AdminError> {
+        let trust = directory.membership().trust().ok_or(AdminError::NotAdmin)?;
         let node = directory
             .by_name(name)
             .map(|view| view.id())
@@ -258,8 +436,15 @@ impl Admin {
         if node == own {
             return Err(AdminError::Ourselves);
         }
-        let record = self.expel(node, directory.network(), now, persist);
-        Ok((node, record.map_err(AdminError::Failed)?))
+        let mut records = Vec::new();
+        if self.authority.is_root() {
+            for key in self.authorities_of(name, directory) {
+                records.push(self.end_authority(key, directory, now, persist)?);
+            }
+        }
+        let record = self.expel(node, trust, now, persist);
+        records.insert(0, record.map_err(AdminError::Failed)?);
+        Ok((node, records))
     }
 
     /// Ends a node's membership: its name becomes free and its key, however
@@ -267,7 +452,7 @@ impl Admin {
     pub(crate) fn expel(
         &mut self,
         node: NodeId,
-        network: NetworkId,
+        trust: &Trust,
         now: u64,
         persist: &dyn Persist,
     ) -> Result<SignedRevocation, String> {
@@ -275,15 +460,32 @@ impl Admin {
         registry.expel(node, now);
         persist.save_admin(&self.invites, &registry)?;
         self.registry = registry;
-        Ok(SignedRevocation::sign(self.authority.key(), network, node, now))
+        let body = RevocationBody::of(trust.network_id, node, now);
+        Ok(SignedRevocation::sign(&self.authority, trust, &body))
     }
 
-    /// Everybody this admin expelled, signed again.
-    pub(crate) fn revocations(&self, network: NetworkId, now: u64) -> Vec<SignedRevocation> {
+    /// Everybody this admin expelled, signed again. Of authorities only a root
+    /// speaks.
+    pub(crate) fn revocations(&self, trust: &Trust, now: u64) -> Vec<SignedRevocation> {
+        let root = self.authority.is_root();
         self.registry
-            .expelled(now)
-            .map(|(node, at)| SignedRevocation::sign(self.authority.key(), network, node, at))
+            .expelled(trust.network_id, now)
+            .filter(|body| root || !body.is_authority())
+            .map(|body| SignedRevocation::sign(&self.authority, trust, &body))
             .collect()
+    }
+}
+
+/// A member as its present certificate shows it.
+fn as_member(view: &warren_control::directory::NodeView) -> Member {
+    let body = &view.descriptor.body;
+    let origin = view.descriptor.certified.as_ref().map(|node| node.origin);
+    Member {
+        name: body.name.clone(),
+        addresses: body.addresses.clone(),
+        link_key: body.link_key,
+        admitted: body.issued,
+        origin: origin.filter(|origin| origin.generation > 0),
     }
 }
 
@@ -321,6 +523,7 @@ pub(crate) fn client_addresses(
     directory: &Directory,
 ) -> Option<Vec<IpAddr>> {
     let v6 = IpAddr::V6(address::ipv6_of_key(network, &key.0));
-    let (v4, _) = address::free_ipv4(network, &key.0, used_v4(directory))?;
+    let taken = |a| directory.has_address(IpAddr::V4(a));
+    let (v4, _) = address::free_ipv4(network, &key.0, taken)?;
     (!directory.has_address(v6)).then(|| vec![v6, v4.into()])
 }

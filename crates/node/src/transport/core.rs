@@ -8,12 +8,14 @@
 //! keep the same one. Deliberately not here: streams and cryptography.
 
 mod approvals;
+mod authority;
 mod dialing;
 mod gossip;
 mod links;
 mod messages;
 mod renewal;
 mod sightings;
+mod succession;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -24,18 +26,25 @@ use quinn::{ClientConfig, Connection, Endpoint};
 use tokio::sync::{mpsc, oneshot};
 use warren_control::descriptor::DESCRIPTOR_LIFE;
 use warren_control::network::NetworkParameters;
+use warren_control::revocation::SignedRevocation;
 use warren_control::route_approval::SignedApproval;
+use warren_control::verify::CertifiedNode;
 use warren_control::wire::{Hello, Message};
 use warren_discovery::gossip::{Gossip, Time};
 use warren_discovery::neighbours::Choice;
 use warren_types::{NodeId, NodeName, PresharedKey, mesh_node};
 
+use self::authority::Authorities;
 pub use self::links::LinkSummary;
+pub(crate) use self::messages::AuthorityCommand;
+pub use self::messages::{AuthorityInfo, ConnectionInfo, OwnDescriptor, RootKey};
 pub(crate) use self::messages::{Command, Input, Outgoing, Target, Verdict};
-pub use self::messages::{ConnectionInfo, OwnDescriptor};
+pub(crate) use self::renewal::read_chain;
+use self::succession::Succession;
 use super::admin::{Admin, AdminError, Persist};
 use super::dial::Schedule;
 use super::event::{ControlEvent, PeerConnected, RefuseReason};
+use super::frame::frame;
 use super::looping::Looping;
 use super::session::{CLOSE_DONE, CLOSE_DUPLICATE, CLOSE_REFUSED};
 use super::shared::{Shared, remote};
@@ -103,6 +112,12 @@ pub(crate) struct Parts {
     pub(crate) client: ClientConfig,
     pub(crate) tunnels: Arc<Tunnels>,
     pub(crate) tcp_fallback: bool,
+    /// What TLS shows: the chain and the root.
+    pub(crate) shown: Vec<Vec<u8>>,
+    /// What the chain says.
+    pub(crate) certified: Option<CertifiedNode>,
+    /// Life of the certificates we issue if we get to be an admin, seconds.
+    pub(crate) certificate_life: u64,
 }
 
 pub(crate) struct Core {
@@ -134,7 +149,6 @@ pub(crate) struct Core {
     unsaved: Option<Instant>,
     chores: Instant,
     own_issued: u64,
-    renewal: Option<Instant>,
     gossip: Gossip,
     /// Whom to be connected to for the network's sake.
     choice: Choice,
@@ -142,6 +156,14 @@ pub(crate) struct Core {
     barred: HashMap<NodeId, Instant>,
     /// Could not be reached; others are our neighbours instead until then.
     unreachable: HashMap<NodeId, Instant>,
+    /// When the certificate is looked at next.
+    renewal: Instant,
+    /// Attempts to renew that came to nothing, in a row.
+    renewal_turn: usize,
+    /// Delegations and catching up, as far as they are under way.
+    authorities: Authorities,
+    /// Changes of keys, ours and others'.
+    succession: Succession,
     refusals: (Instant, u32),
 }
 
@@ -170,11 +192,14 @@ impl Core {
             unsaved: None,
             chores: now,
             own_issued: 0,
-            renewal: None,
             gossip,
             choice: Choice::default(),
             barred: HashMap::new(),
             unreachable: HashMap::new(),
+            renewal: now,
+            renewal_turn: 0,
+            authorities: Authorities::default(),
+            succession: Succession::default(),
             refusals: (now, 0),
         };
         for (node, address) in std::mem::take(&mut core.parts.bootstrap) {
@@ -222,7 +247,11 @@ impl Core {
 
     fn handle(&mut self, input: Input) {
         match input {
-            Input::Hello { node, hello, psk, target, connection, outgoing, reply } => {
+            Input::Hello { own, reply, .. } if own != self.shared.id() => {
+                let _ = reply.send(Verdict::Again);
+            }
+            Input::Hello { own: _, node, hello, psk, target, connection, outgoing, reply } => {
+                let target = target.map(|target| self.present_target(target));
                 let peer = Peer {
                     connection,
                     outgoing,
@@ -246,6 +275,11 @@ impl Core {
                 let answer = self.on_join(node, remote, &request);
                 let _ = reply.send(answer);
             }
+            Input::CatchUp { chain, reply } => {
+                let _ = reply.send(self.on_catch_up(&chain));
+            }
+            Input::CaughtUp { reply, chain } => self.on_caught_up(&reply, chain),
+            Input::UnknownRoot { addresses } => self.catch_up(addresses),
             Input::Command(command) => self.on_command(command),
         }
     }
@@ -348,22 +382,32 @@ impl Core {
     }
 
     fn current(&mut self, node: NodeId, stable: usize) -> Option<&mut Peer> {
+        let node = self.present(node);
         self.peers.get_mut(&node).filter(|p| p.connection.stable_id() == stable)
     }
 
     fn on_ready(&mut self, node: NodeId, stable: usize, installed: oneshot::Sender<()>) {
+        let node = self.present(node);
         let Some(peer) = self.current(node, stable) else { return };
         peer.ready = true;
         if peer.announced.is_none() {
             self.announce(node, installed);
         }
-        // Revocations go first, then what each lacks.
+        // Roots go first, since they sign the rest; then revocations, then what
+        // each lacks.
+        let trust = self.shared.directory().membership().trust().map(|trust| trust.chain());
+        if let Some(chain) = trust.filter(|chain| !chain.0.is_empty())
+            && let Some(peer) = self.peers.get(&node)
+        {
+            peer.push(vec![frame(&Message::Trust(chain))]);
+        }
         let (preferred, now) = (self.choice.contains(node), self.time());
         self.gossip.neighbour_up(node, preferred, now);
         self.send_gossip();
     }
 
     fn on_closed(&mut self, node: NodeId, stable: usize, reason: String) {
+        let node = self.present(node);
         if self.current(node, stable).is_none() {
             return;
         }
@@ -389,6 +433,7 @@ impl Core {
     }
 
     fn on_message(&mut self, node: NodeId, stable: usize, message: Message) {
+        let node = self.present(node);
         if self.current(node, stable).is_none() {
             return;
         }
@@ -396,10 +441,18 @@ impl Core {
             Message::Gossip(bytes) => self.on_gossip(node, &bytes),
             Message::RenewRequest => self.on_renew_request(node),
             Message::RenewReply(chain) => self.on_renewed(chain),
+            Message::Trust(chain) => self.on_trust(&chain),
+            Message::AuthorityOffer => self.on_authority_offer(node),
+            Message::AuthorityRequest(request) => self.on_authority_request(node, &request),
+            Message::Authority(certificate) => self.on_authority(certificate),
+            Message::RotateRequest(request) => self.on_rotate_request(node, &request),
+            Message::RotateReply(chain) => self.on_rotate_reply(chain),
             Message::Unknown(number) => {
                 tracing::debug!(number, "skipped a control message of a later version");
             }
             Message::PskProof(_)
+            | Message::TrustRequest
+            | Message::TrustReply(_)
             | Message::Hello(_)
             | Message::Ready
             | Message::JoinRequest(_)
@@ -450,11 +503,14 @@ impl Core {
                 let endpoints = self.own_body(self.shared.now(), false).endpoints;
                 let tcp = self.own_tcp();
                 let now = self.shared.now();
-                let result = match &mut self.parts.admin {
-                    None => Err(AdminError::NotAdmin),
-                    Some(admin) => admin
+                let directory = self.shared.directory();
+                let trust = directory.membership().trust();
+                let result = match (&mut self.parts.admin, trust) {
+                    (None, _) | (_, None) => Err(AdminError::NotAdmin),
+                    (Some(admin), Some(trust)) => admin
                         .invite(
                             &self.parts.network,
+                            trust,
                             &endpoints,
                             &tcp,
                             life,
@@ -464,8 +520,10 @@ impl Core {
                         )
                         .map(|code| (code.encode(), code.expires)),
                 };
+                drop(directory);
                 let _ = reply.send(result);
             }
+            Command::Authority(command) => self.on_authority_command(command),
             Command::Revoke { name, reply } => {
                 let _ = reply.send(self.revoke(&name));
             }
@@ -494,28 +552,32 @@ impl Core {
     fn revoke(&mut self, name: &NodeName) -> Result<NodeId, AdminError> {
         let admin = self.parts.admin.as_mut().ok_or(AdminError::NotAdmin)?;
         let now = self.shared.now();
-        let (node, record) = {
+        let (node, records) = {
             let directory = self.shared.directory();
             let persist = self.parts.persist.as_ref();
             admin.revoke(name, self.shared.id(), &directory, now, persist)?
         };
-        let applied = self.shared.directory().revoke(record.clone(), self.shared.now());
-        match applied {
-            Ok(changes) => {
-                self.revoked(&record, changes.unwrap_or_default());
-                // This must survive a crash right after the command.
-                self.save_directory();
-                Ok(node)
-            }
-            Err(error) => Err(AdminError::Failed(error.to_string())),
+        self.revoke_by(records)?;
+        Ok(node)
+    }
+
+    /// Takes in and spreads what we revoke.
+    fn revoke_by(&mut self, records: Vec<SignedRevocation>) -> Result<(), AdminError> {
+        for record in records {
+            let applied = self.shared.directory().revoke(record.clone(), self.shared.now());
+            let changes = applied.map_err(|e| AdminError::Failed(e.to_string()))?;
+            self.revoked(&record, changes.unwrap_or_default());
         }
+        // This must survive a crash right after the command.
+        self.save_directory();
+        Ok(())
     }
 
     async fn stop(&mut self, leave: bool) {
         if leave {
             let now = self.shared.now();
             let body = self.own_body(now, true);
-            let signed = body.sign(&self.shared.key, self.shared.directory().membership());
+            let signed = body.sign(&self.shared.key(), self.shared.directory().membership());
             let now = self.time();
             if let Some(record) = gossip::descriptor_record(&signed) {
                 self.gossip.publish(record, None, now);
@@ -550,7 +612,8 @@ impl Core {
         let room = self.attempts.len() < DIALS;
         let dial = self.schedule.values().filter(|s| room && !s.busy).map(|s| s.next).min();
         let save = self.unsaved.map(|t| t + self.save_every());
-        [Some(self.chores), Some(self.gossip_due()), dial, save]
+        let renewal = self.renewal_is_wanted().then_some(self.renewal);
+        [Some(self.chores), Some(self.gossip_due()), dial, save, renewal]
             .into_iter()
             .flatten()
             .min()
@@ -561,6 +624,9 @@ impl Core {
         let now = Instant::now();
         if self.unsaved.is_some_and(|t| now >= t + self.save_every()) {
             self.save_directory();
+        }
+        if now >= self.renewal && self.renewal_is_wanted() {
+            self.check_renewal(false);
         }
         if now < self.chores {
             return;
@@ -574,20 +640,10 @@ impl Core {
         if clock >= self.own_issued + DESCRIPTOR_LIFE / 3 {
             self.publish();
         }
-        let wait = self.shared.timing.housekeeping * 10;
-        if self.renewal.is_none_or(|t| now >= t + wait) || self.renewal_is_urgent() {
-            self.renewal = Some(now);
-            self.check_renewal(false);
-        }
+        self.look_after_authority();
+        self.end_waiting();
         self.barred.retain(|_, until| now < *until);
         self.unreachable.retain(|_, until| now < *until);
-    }
-
-    /// Within the last tenth of its life, renewal is tried at every chance.
-    fn renewal_is_urgent(&self) -> bool {
-        self.validity().is_some_and(|(not_before, not_after)| {
-            self.shared.now() >= not_after - (not_after - not_before) / 10
-        })
     }
 
     fn save_every(&self) -> Duration {

@@ -160,6 +160,37 @@ pub enum ControlEvent {
         /// Failures in a row.
         attempt: u32,
     },
+    /// Our own key was rotated.
+    IdentityRotated {
+        /// The key before.
+        former: NodeId,
+        /// The key from now on.
+        id: NodeId,
+    },
+    /// Our addresses are others now: two admins had given the old one at once.
+    Readdressed {
+        /// All addresses from now on.
+        addresses: Vec<std::net::IpAddr>,
+    },
+    /// The network has another root.
+    TrustChanged {
+        /// Rotations so far.
+        epoch: u64,
+        /// When the last of the former roots stops counting, seconds since 1970.
+        until: Option<u64>,
+    },
+    /// We delegated an authority.
+    Delegated {
+        /// To whom.
+        name: NodeName,
+    },
+    /// An authority was delegated to us: we may admit others now.
+    AuthorityGained {
+        /// Its end, seconds since 1970; it is renewed before.
+        not_after: u64,
+    },
+    /// Our authority was revoked: we may not admit others any more.
+    AuthorityLost,
     /// Our certificate was renewed.
     CertificateRenewed {
         /// Its end, seconds since 1970.

@@ -19,7 +19,8 @@ use warren_control::identity::IdentityKey;
 use warren_control::join_code::JoinCode;
 use warren_control::network::{AuthKind, NetworkParameters, fingerprint};
 use warren_control::revocation::{RevocationList, SignedRevocation};
-use warren_control::verify::{CertificateError, TrustRoot, verify_chain};
+use warren_control::trust::{Trust, TrustChain};
+use warren_control::verify::{CertificateError, verify_chain};
 use warren_control::wire::{ALPN_JOIN, JoinRefusal, JoinRequest, MAX_FRAME, Message};
 use warren_types::{LinkPublicKey, NodeId, NodeName};
 
@@ -65,8 +66,10 @@ pub struct Joined {
     pub addresses: Vec<IpAddr>,
     /// Our certificate chain, leaf first, without the root.
     pub chain: Vec<Vec<u8>>,
-    /// The root certificate.
+    /// The founding root's certificate.
     pub ca: Vec<u8>,
+    /// The records that lead from it to the present root.
+    pub trust: TrustChain,
     /// Members to connect to, the admitting node first.
     pub descriptors: Vec<SignedDescriptor>,
     /// Who was revoked.
@@ -214,11 +217,23 @@ async fn exchange(
             return Err(JoinError::Unreachable { endpoints: vec![remote], detail });
         }
     };
-    let own = verify_chain(&accepted.chain, &root, &RevocationList::default(), now)
+    let wrong = |what: &str| JoinError::Protocol(what.into());
+    // From the root that the code names to the founding one, which names the
+    // network.
+    let reply = accepted.trust.clone().ok_or_else(|| wrong("it does not tell the roots"))?;
+    let founding = fingerprint(&reply.founding);
+    let named = NetworkParameters::certificate(accepted.network.clone(), accepted.suite, &founding);
+    let mut trust = Trust::new(reply.founding, accepted.network.clone(), accepted.network_id)
+        .map_err(JoinError::Certificate)?;
+    trust.apply(&reply.chain, now).map_err(|e| wrong(&e.to_string()))?;
+    let code_root = trust.all().any(|r| r.certificate == root.current().certificate);
+    if named.id != code.network_id || !code_root {
+        return Err(wrong("its roots are not those of the network in the join code"));
+    }
+    let own = verify_chain(&accepted.chain, &trust, &RevocationList::default(), now)
         .map_err(JoinError::Certificate)?;
     let ours = own.id == options.key.id()
         && own.name == options.name
-        && accepted.ca == root.certificate
         && accepted.network_id == code.network_id
         && accepted.network == code.network;
     if !ours {
@@ -235,7 +250,8 @@ async fn exchange(
         name: own.name,
         addresses: own.addresses,
         chain: accepted.chain,
-        ca: accepted.ca,
+        ca: trust.founding().certificate.clone(),
+        trust: trust.chain(),
         descriptors: accepted.descriptors,
         revocations: accepted.revocations,
         admitted_by: (inviter, remote),
@@ -247,13 +263,13 @@ fn check_inviter(
     connection: &Connection,
     code: &JoinCode,
     now: u64,
-) -> Result<(TrustRoot, NodeId), Failure> {
+) -> Result<(Trust, NodeId), Failure> {
     let chain = peer_chain(connection);
     let root = chain
         .iter()
         .find(|c| fingerprint(c) == code.ca_fingerprint)
         .ok_or(CertificateError::WrongAuthority)
-        .and_then(|c| TrustRoot::new(c.clone(), code.network.clone(), code.network_id));
+        .and_then(|c| Trust::new(c.clone(), code.network.clone(), code.network_id));
     let refused = |e: CertificateError| Failure::Refused(RefuseReason::Membership(e.into()));
     let root = root.map_err(refused)?;
     let node = verify_chain(&chain, &root, &RevocationList::default(), now).map_err(refused)?;

@@ -23,6 +23,7 @@
 
 mod accept;
 mod admin;
+mod catch_up;
 mod core;
 mod dial;
 mod event;
@@ -39,6 +40,7 @@ mod tunnel;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use ipnet::IpNet;
 use quinn::{Endpoint, TokioRuntime};
@@ -53,12 +55,15 @@ use warren_control::membership::Membership;
 use warren_control::network::NetworkParameters;
 use warren_control::revocation::SignedRevocation;
 use warren_control::route_approval::SignedApproval;
+use warren_control::trust::Trust;
 use warren_control::wire::ALPN_CONTROL;
 use warren_types::{LinkPublicKey, NodeId, NodeName};
 
 pub use self::admin::{Admin, AdminError, Persist};
-use self::core::{Command, Core, Input, Parts, Target};
-pub use self::core::{ConnectionInfo, LinkSummary, MAX_CONNECTIONS, OwnDescriptor};
+use self::core::{AuthorityCommand, Command, Core, Input, Parts, Target, read_chain};
+pub use self::core::{
+    AuthorityInfo, ConnectionInfo, LinkSummary, MAX_CONNECTIONS, OwnDescriptor, RootKey,
+};
 pub use self::event::{ControlEvent, PeerConnected, RefuseReason};
 pub use self::join::{JoinError, JoinRequestOptions, Joined, join};
 pub(crate) use self::looping::Looping;
@@ -83,8 +88,11 @@ pub struct ControlConfig {
     pub chain: Vec<Vec<u8>>,
     /// What we say about ourselves.
     pub own: OwnDescriptor,
-    /// The CA, when we hold it.
+    /// Our authority, when we have one.
     pub admin: Option<Admin>,
+    /// Life of the certificates we issue if an authority is delegated to us,
+    /// seconds.
+    pub certificate_life: u64,
     /// Descriptors from the last run (expired ones serve as hints where to
     /// dial) or from joining.
     pub known: Vec<SignedDescriptor>,
@@ -154,9 +162,12 @@ impl Control {
         }
         let mut directory = Directory::new(config.network.id, config.membership);
         let mut bootstrap = config.bootstrap;
-        let again = config.admin.iter().flat_map(|a| a.revocations(config.network.id, now));
+        let again: Vec<_> = match (&config.admin, directory.membership().trust()) {
+            (Some(admin), Some(trust)) => admin.revocations(trust, now),
+            _ => Vec::new(),
+        };
         for record in config.revocations.into_iter().chain(again) {
-            if let Err(error) = directory.revoke(record, now) {
+            if let Err(error) = directory.revoke_stored(record, now) {
                 tracing::warn!(%error, "a stored revocation was not taken in");
             }
         }
@@ -193,6 +204,8 @@ impl Control {
             directory,
             unsigned,
         ));
+        shared.admin.store(config.admin.is_some(), Ordering::Relaxed);
+        let certified = read_chain(&config.chain, &shared.directory());
         let parts = Parts {
             network: config.network,
             own: config.own,
@@ -207,8 +220,11 @@ impl Control {
             client,
             tunnels,
             tcp_fallback: config.tcp_fallback,
+            shown,
+            certified,
+            certificate_life: config.certificate_life,
         };
-        let handle = ControlHandle { input, shared: shared.clone(), admin: parts.admin.is_some() };
+        let handle = ControlHandle { input, shared: shared.clone() };
         // The core publishes our descriptor before it does anything else; the
         // acceptor starts after that.
         let mut core = Core::new(shared.clone(), parts);
@@ -226,7 +242,8 @@ fn shown_chain(config: &ControlConfig, now: u64) -> Result<Vec<Vec<u8>>, Control
             if config.chain.is_empty() {
                 return Err(ControlError::Own("the certificate is missing".into()));
             }
-            Ok(config.chain.iter().cloned().chain([root.certificate.clone()]).collect())
+            let root = root.current().certificate.clone();
+            Ok(config.chain.iter().cloned().chain([root]).collect())
         }
         Membership::Key(_) | Membership::Psk(_) => {
             let own = ca::self_signed(&config.key, now, &mut OsRandom)
@@ -241,7 +258,6 @@ fn shown_chain(config: &ControlConfig, now: u64) -> Result<Vec<Vec<u8>>, Control
 pub struct ControlHandle {
     input: mpsc::Sender<Input>,
     shared: Arc<Shared>,
-    admin: bool,
 }
 
 impl std::fmt::Debug for ControlHandle {
@@ -387,7 +403,98 @@ impl ControlHandle {
 
     /// True when this node admits, renews and revokes.
     pub fn is_admin(&self) -> bool {
-        self.admin
+        self.shared.admin.load(Ordering::Relaxed)
+    }
+
+    async fn authority<T>(
+        &self,
+        make: impl FnOnce(oneshot::Sender<Result<T, AdminError>>) -> AuthorityCommand,
+    ) -> Result<T, AdminError> {
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Authority(make(reply))).await;
+        answer.await.unwrap_or(Err(AdminError::Stopping))
+    }
+
+    /// Gives the connected member `name` an authority of its own: it may admit,
+    /// renew and revoke from then on.
+    ///
+    /// # Errors
+    /// When this node does not hold the root, or the member does not answer.
+    pub async fn delegate(&self, name: NodeName) -> Result<(), AdminError> {
+        self.authority(|reply| AuthorityCommand::Delegate { name, reply }).await
+    }
+
+    /// Revokes the authority of a member; it stays a member.
+    ///
+    /// # Errors
+    /// When this node does not hold the root, or the member has none.
+    pub async fn undelegate(&self, name: NodeName) -> Result<(), AdminError> {
+        self.authority(|reply| AuthorityCommand::Undelegate { name, reply }).await
+    }
+
+    /// Replaces the network's root; the old one stays trusted for `overlap`
+    /// seconds. Returns the number of rotations so far.
+    ///
+    /// # Errors
+    /// When this node does not hold the root.
+    pub async fn rotate_root(&self, overlap: u64) -> Result<u64, AdminError> {
+        self.authority(|reply| AuthorityCommand::Rotate { overlap, reply }).await
+    }
+
+    /// A copy of the root's key.
+    ///
+    /// # Errors
+    /// When this node does not hold it.
+    pub async fn export_root(&self) -> Result<RootKey, AdminError> {
+        self.authority(AuthorityCommand::Export).await
+    }
+
+    /// Removes the root's key from this node, which goes on with an authority
+    /// delegated to itself.
+    ///
+    /// # Errors
+    /// When this node does not hold it.
+    pub async fn remove_root(&self) -> Result<(), AdminError> {
+        self.authority(AuthorityCommand::RemoveRoot).await
+    }
+
+    /// Takes the root's key (back) into this node.
+    ///
+    /// # Errors
+    /// When it is not that of the present root.
+    pub async fn import_root(&self, root: RootKey) -> Result<(), AdminError> {
+        self.authority(|reply| AuthorityCommand::Import { root: Box::new(root), reply }).await
+    }
+
+    /// Gives this node another identity key; name, addresses and links stay.
+    /// Returns the new one.
+    ///
+    /// # Errors
+    /// When nobody can certify it.
+    pub async fn rotate_identity(&self) -> Result<NodeId, AdminError> {
+        self.authority(AuthorityCommand::RotateIdentity).await
+    }
+
+    /// Who may admit others, as far as it is known.
+    pub async fn authorities(&self) -> Vec<AuthorityInfo> {
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Authority(AuthorityCommand::List(reply))).await;
+        answer.await.unwrap_or_default()
+    }
+
+    /// What the network trusts; `None` without certificates.
+    pub fn trust(&self) -> Option<Trust> {
+        self.shared.directory().membership().trust().cloned()
+    }
+
+    /// What is revoked.
+    pub fn is_revoked(&self, key: NodeId) -> bool {
+        self.shared.directory().revocations().contains(key)
+    }
+
+    /// Our identity.
+    pub fn id(&self) -> NodeId {
+        self.shared.id()
     }
 
     /// Leaves the network: peers forget us (and the admin frees our name), then

@@ -63,16 +63,18 @@ impl<E: Into<RefuseReason>> From<E> for Failure {
 
 /// Runs a connection whose TLS handshake is done, to its end. Returns why when
 /// it never got established; ends after that are reported to the core.
+/// `own` is the identity that we showed: it may have been rotated since.
 pub(crate) async fn run(
     shared: Arc<Shared>,
     connection: Connection,
     target: Option<Target>,
+    own: NodeId,
     identity: PeerIdentity,
     permit: Option<Permit>,
 ) -> Result<(), Failure> {
     let result = timeout(
         shared.timing.handshake * 2,
-        establish(&shared, &connection, target, identity.id()),
+        establish(&shared, &connection, target, own, identity.id()),
     )
     .await
     .unwrap_or(Err(Failure::Refused(RefuseReason::Timeout)));
@@ -130,6 +132,7 @@ async fn establish(
     shared: &Arc<Shared>,
     connection: &Connection,
     target: Option<Target>,
+    own: NodeId,
     node: NodeId,
 ) -> Result<Session, Failure> {
     if alpn(connection).as_deref() != Some(ALPN_CONTROL) {
@@ -169,10 +172,11 @@ async fn establish(
     }
 
     let mut link_psk = Zeroizing::new([0_u8; 32]);
-    export(connection, LINK_PSK_LABEL, &link_psk_context(shared.id(), node), &mut link_psk)?;
+    export(connection, LINK_PSK_LABEL, &link_psk_context(own, node), &mut link_psk)?;
     let (sender, outgoing) = mpsc::channel(256);
     let (reply, verdict) = oneshot::channel();
     let input = Input::Hello {
+        own,
         node,
         hello,
         psk: PresharedKey::from_bytes(*link_psk),
@@ -185,6 +189,10 @@ async fn establish(
     shared.input.send(input).await.map_err(|_| stopping())?;
     match verdict.await.map_err(|_| stopping())? {
         Verdict::Refused(reason) => return Err(Failure::Refused(reason)),
+        Verdict::Again => {
+            let reason = "this node rotated its key meanwhile".into();
+            return Err(Failure::Ended { reason, refused: false });
+        }
         Verdict::Duplicate => return Err(Failure::Duplicate(node)),
         Verdict::Keep(installed) => {
             if !dialer {

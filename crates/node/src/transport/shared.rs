@@ -1,10 +1,11 @@
 //! What the tasks of the control transport share.
 //!
-//! Invariant: no lock is held across an await, and none is taken inside
-//! another.
+//! Invariant: no lock is held across an await, and none but that of the key is
+//! taken inside another.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -32,7 +33,9 @@ pub fn system_clock() -> Clock {
 }
 
 pub(crate) struct Shared {
-    pub(crate) key: Arc<IdentityKey>,
+    key: Mutex<Arc<IdentityKey>>,
+    /// True while this node holds an authority.
+    pub(crate) admin: AtomicBool,
     pub(crate) instance: u64,
     pub(crate) clock: Clock,
     pub(crate) timing: Timing,
@@ -53,7 +56,8 @@ impl Shared {
         own: SignedDescriptor,
     ) -> Self {
         Self {
-            key,
+            key: Mutex::new(key),
+            admin: AtomicBool::new(false),
             instance,
             clock,
             timing,
@@ -68,8 +72,17 @@ impl Shared {
         (self.clock)()
     }
 
+    /// Our identity key: another one after it was rotated.
+    pub(crate) fn key(&self) -> Arc<IdentityKey> {
+        self.key.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_key(&self, key: Arc<IdentityKey>) {
+        *self.key.lock().unwrap_or_else(PoisonError::into_inner) = key;
+    }
+
     pub(crate) fn id(&self) -> NodeId {
-        self.key.id()
+        self.key().id()
     }
 
     pub(crate) fn directory(&self) -> MutexGuard<'_, Directory> {
@@ -98,9 +111,19 @@ impl Shared {
             return Err(RefuseReason::Ourselves);
         }
         match expected {
-            Some(wanted) if wanted != found => Err(RefuseReason::WrongNode { wanted, found }),
+            Some(wanted) if wanted != found && !self.is_successor(wanted, &identity) => {
+                Err(RefuseReason::WrongNode { wanted, found })
+            }
             _ => Ok(identity),
         }
+    }
+
+    /// True when the peer is the node we know by `wanted`, under a later key.
+    fn is_successor(&self, wanted: NodeId, found: &PeerIdentity) -> bool {
+        let PeerIdentity::Certified(found) = found else { return false };
+        let known = self.directory().get(wanted).cloned();
+        let origin = known.and_then(|view| Some(view.descriptor.certified.as_ref()?.origin));
+        origin.is_some_and(|o| o.id == found.origin.id && o.generation < found.origin.generation)
     }
 }
 

@@ -26,7 +26,7 @@ use rustls::{
 use warren_control::ca;
 use warren_control::identity::IdentityKey;
 use warren_control::verify::{MAX_CERTIFICATE, MAX_CHAIN, subject_key};
-use warren_control::wire::{ALPN_CONTROL, ALPN_JOIN};
+use warren_control::wire::{ALPN_CONTROL, ALPN_JOIN, ALPN_TRUST};
 
 use crate::random::OsRandom;
 
@@ -262,7 +262,8 @@ pub(crate) fn client(
     Ok(config)
 }
 
-/// Server side; offers admission only when `admits`.
+/// Server side; offers admission only when `admits`, and the network's roots
+/// always.
 ///
 /// # Errors
 /// When rustls refuses our own key or chain.
@@ -277,7 +278,7 @@ pub(crate) fn server(
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier(&provider))
         .with_single_cert(chain_der(chain), key_der(key))?;
-    config.alpn_protocols = vec![ALPN_CONTROL.to_vec()];
+    config.alpn_protocols = vec![ALPN_CONTROL.to_vec(), ALPN_TRUST.to_vec()];
     if admits {
         config.alpn_protocols.push(ALPN_JOIN.to_vec());
     }

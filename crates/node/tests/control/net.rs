@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use warren_control::address;
-use warren_control::ca::{Authority, CertificateRequest};
+use warren_control::ca::{Authority, CertificateRequest, NODE_CERTIFICATE_LIFE};
 use warren_control::descriptor::SignedDescriptor;
 use warren_control::identity::IdentityKey;
 use warren_control::join_code::JoinCode;
@@ -18,7 +18,7 @@ use warren_control::psk::PskKeys;
 use warren_control::registry::Registry;
 use warren_control::revocation::SignedRevocation;
 use warren_control::token::Invites;
-use warren_control::verify::TrustRoot;
+use warren_control::trust::{Trust, TrustChain};
 use warren_node::random::OsRandom;
 use warren_node::transport::{
     Admin, Clock, Control, ControlConfig, ControlEvent, ControlHandle, ControlSocket, Datagram,
@@ -69,6 +69,8 @@ pub(crate) struct Memory {
     pub(crate) directory: Mutex<(Vec<SignedDescriptor>, Vec<SignedRevocation>)>,
     pub(crate) certificate: Mutex<Option<Vec<Vec<u8>>>>,
     pub(crate) admin: Mutex<Option<(Invites, Registry)>>,
+    pub(crate) trust: Mutex<TrustChain>,
+    pub(crate) identity: Mutex<Option<Arc<IdentityKey>>>,
     pub(crate) full: AtomicBool,
 }
 
@@ -95,6 +97,23 @@ impl Persist for Memory {
     fn save_admin(&self, invites: &Invites, registry: &Registry) -> Result<(), String> {
         self.check()?;
         *self.admin.lock().unwrap() = Some((invites.clone(), registry.clone()));
+        Ok(())
+    }
+    fn save_trust(&self, chain: &TrustChain) -> Result<(), String> {
+        self.check()?;
+        *self.trust.lock().unwrap() = chain.clone();
+        Ok(())
+    }
+    fn save_authority(&self, _: &Authority) -> Result<(), String> {
+        self.check()
+    }
+    fn save_root(&self, _: Option<&Authority>, chain: &TrustChain) -> Result<(), String> {
+        self.save_trust(chain)
+    }
+    fn save_identity(&self, key: &IdentityKey, chain: &[Vec<u8>]) -> Result<(), String> {
+        self.save_certificate(chain)?;
+        let copy = IdentityKey::from_pkcs8(&key.to_pkcs8()).unwrap();
+        *self.identity.lock().unwrap() = Some(Arc::new(copy));
         Ok(())
     }
     fn save_certificate(&self, chain: &[Vec<u8>]) -> Result<(), String> {
@@ -199,8 +218,7 @@ impl Plan {
             Suite::default(),
             &fingerprint(authority.certificate()),
         );
-        let root =
-            TrustRoot::new(authority.certificate().to_vec(), network_name, network.id).unwrap();
+        let root = Trust::new(authority.certificate().to_vec(), network_name, network.id).unwrap();
         let mut plan = Self::bare(network, Membership::Certificate(root), fresh_key(), node_name);
         let mut registry = Registry::default();
         let member = registry
@@ -218,9 +236,15 @@ impl Plan {
             id: plan.key.id(),
             name: member.name,
             addresses: member.addresses,
+            origin: None,
         };
         plan.chain = vec![authority.issue(&request, NOW, &mut OsRandom).unwrap()];
-        plan.admin = Some(Admin { authority, invites: Invites::default(), registry });
+        plan.admin = Some(Admin {
+            authority,
+            certificate_life: NODE_CERTIFICATE_LIFE,
+            invites: Invites::default(),
+            registry,
+        });
         plan
     }
 
@@ -233,6 +257,7 @@ impl Plan {
             id: plan.key.id(),
             name: plan.name.clone(),
             addresses: plan.addresses(),
+            origin: None,
         };
         let authority = &founder.admin.as_ref().unwrap().authority;
         plan.chain = vec![authority.issue_for(&request, NOW, life, &mut OsRandom).unwrap()];
@@ -252,9 +277,9 @@ impl Plan {
 
     /// A member that has just joined.
     pub(crate) fn joined(joined: &Joined, key: Arc<IdentityKey>) -> Self {
-        let root =
-            TrustRoot::new(joined.ca.clone(), joined.network.name.clone(), joined.network.id)
-                .unwrap();
+        let mut root =
+            Trust::new(joined.ca.clone(), joined.network.name.clone(), joined.network.id).unwrap();
+        root.apply(&joined.trust, NOW).unwrap();
         let mut plan = Self::bare(
             joined.network.clone(),
             Membership::Certificate(root),
@@ -308,6 +333,7 @@ impl Plan {
             endpoints: if self.hidden { vec![] } else { vec![address] },
             routes: vec![],
             tcp_port: None,
+            former_link_key: None,
         };
         let id = self.key.id();
         let config = ControlConfig {
@@ -317,6 +343,7 @@ impl Plan {
             chain: self.chain,
             own: own.clone(),
             admin: self.admin,
+            certificate_life: NODE_CERTIFICATE_LIFE,
             known: self.known,
             revocations: self.revocations,
             bootstrap: self.bootstrap,

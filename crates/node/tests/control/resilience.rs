@@ -142,7 +142,8 @@ async fn an_admin_that_lost_its_directory_still_knows_whom_it_revoked() {
     b.handle.shutdown().await;
     let (invites, registry) = a.persist.admin.lock().unwrap().clone().unwrap();
     let mut again = Plan::certified_with(network.clone(), membership.clone(), key, chain, "a");
-    again.admin = Some(Admin { authority, invites, registry });
+    again.admin =
+        Some(Admin { authority, certificate_life: NODE_CERTIFICATE_LIFE, invites, registry });
     let mut a = again.start();
     let mut b = Plan::certified_with(network, membership, b_key, b_chain, "b");
     b.bootstrap = vec![(None, a.address)];

@@ -103,6 +103,8 @@ pub(super) fn line(event: &Event) -> String {
         Event::RouteChanged { prefix, via: Some(via) } => format!("{prefix} is behind {via}"),
         Event::RouteChanged { prefix, via: None } => format!("{prefix} is not routed any more"),
         Event::PeerUnreachable { name } => format!("{name} does not answer; trying again"),
+        Event::KeyRotated { name, what } => format!("{name} has a new {what}"),
+        Event::AuthorityChanged { name, change } => format!("{name} {change}"),
         Event::PeerRemoved { name, reason } => format!("{name} is gone: {reason}"),
         Event::Refused { remote, reason } => format!("refused {}: {reason}", plain(*remote)),
     }

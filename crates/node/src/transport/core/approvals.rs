@@ -8,8 +8,9 @@ use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use warren_control::membership::Membership;
+use warren_control::directory::Directory;
 use warren_control::route_approval::{APPROVAL_LIFE, ApprovalBody, ApprovalError, SignedApproval};
+use warren_control::verify::verify_authority;
 use warren_discovery::gossip::{Kind, Record, Verdict};
 use warren_types::NodeId;
 
@@ -22,9 +23,19 @@ fn record(body: &ApprovalBody, signed: &SignedApproval) -> Option<Arc<Record>> {
     Record::new(kind, body.subject(), body.sequence, body.expires, &signed.encode())
 }
 
-/// The keys whose decisions count.
-fn signers(membership: &Membership) -> Vec<NodeId> {
-    membership.revocation_key().into_iter().collect()
+/// The keys whose decisions count: those of the CA's roots, also of former ones
+/// (a decision lives for a year, and a newer one replaces it), and that of the
+/// authority a record names, if it was not revoked.
+fn signers(directory: &Directory, record: &SignedApproval) -> Vec<NodeId> {
+    let Some(trust) = directory.membership().trust() else { return Vec::new() };
+    let mut keys: Vec<NodeId> = trust.all().map(|root| root.key).collect();
+    if let [certificate] = record.chain.as_slice()
+        && let Ok(authority) = verify_authority(certificate, trust)
+        && !directory.revocations().contains(authority.key)
+    {
+        keys.push(authority.key);
+    }
+    keys
 }
 
 impl Core {
@@ -47,7 +58,7 @@ impl Core {
         };
         let known = self.gossip.get(Kind::RouteApproval, &body.subject());
         body.sequence = body.sequence.max(known.map_or(0, |known| known.sequence() + 1));
-        let signed = body.sign(admin.authority.key(), Vec::new());
+        let signed = body.sign(admin.authority.key(), admin.authority.above());
         let failed = || AdminError::Failed("the decision is too large".to_owned());
         let record = record(&body, &signed).ok_or_else(failed)?;
         let time = self.time();
@@ -63,7 +74,7 @@ impl Core {
         for signed in stored {
             let checked = {
                 let directory = self.shared.directory();
-                signed.verify(&signers(directory.membership()), directory.network(), now)
+                signed.verify(&signers(&directory, &signed), directory.network(), now)
             };
             match checked {
                 Ok(body) => {
@@ -80,19 +91,20 @@ impl Core {
 
 /// Checks somebody's record.
 pub(super) fn check(
-    membership: &Membership,
+    directory: &Directory,
     record: &Record,
-    network: warren_types::NetworkId,
     now: u64,
 ) -> Result<(ApprovalBody, SignedApproval), Verdict> {
     let signed = SignedApproval::decode(record.body()).map_err(|_| Verdict::Forged)?;
-    match signed.verify(&signers(membership), network, now) {
+    match signed.verify(&signers(directory, &signed), directory.network(), now) {
         Ok(body) => {
             let same = body.subject() == *record.subject()
                 && (body.sequence, body.expires) == (record.sequence(), record.expires());
             if same { Ok((body, signed)) } else { Err(Verdict::Forged) }
         }
         Err(ApprovalError::Expired | ApprovalError::FromTheFuture) => Err(Verdict::Ignore),
+        // By a root or an authority that is not known here yet, or revoked.
+        Err(ApprovalError::BadSignature) => Err(Verdict::Ignore),
         Err(error) => {
             tracing::debug!(%error, "a route approval was not taken in");
             Err(Verdict::Forged)

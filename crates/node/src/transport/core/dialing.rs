@@ -18,6 +18,7 @@ use warren_discovery::neighbours;
 use warren_types::NodeId;
 
 use super::{Core, DIALS, Input, Target};
+use crate::transport::catch_up;
 use crate::transport::dial::{self, Candidates, Schedule, jitter};
 use crate::transport::event::{ControlEvent, RefuseReason};
 use crate::transport::session::{self, CLOSE_DONE, Failure};
@@ -239,6 +240,7 @@ impl Core {
             Candidates { udp: addresses.clone(), tcp, tunnels: self.parts.tunnels.clone() };
         let (shared, endpoint, config) =
             (self.shared.clone(), self.parts.endpoint.clone(), self.parts.client.clone());
+        let own = shared.id();
         tokio::spawn(async move {
             let checker = shared.clone();
             let check = move |connection: &Connection| {
@@ -248,7 +250,7 @@ impl Core {
                 dial::race(&endpoint, &config, &candidates, late, timing.handshake, check).await;
             let failure = match won {
                 Ok((connection, identity)) => {
-                    session::run(shared.clone(), connection, Some(target), identity, None)
+                    session::run(shared.clone(), connection, Some(target), own, identity, None)
                         .await
                         .err()
                 }
@@ -272,6 +274,16 @@ impl Core {
             self.late.remove(&node);
         }
         let sighted = self.was_seen_unknown(target);
+        let target = self.present_target(target);
+        self.attempts.remove(&target);
+        if let Some(Failure::Refused(reason)) = &failure
+            && catch_up::is_unknown_root(reason)
+        {
+            self.catch_up(endpoints.clone());
+        } else if let Some(Failure::Ended { refused: true, .. }) = &failure {
+            // Perhaps because it does not trust our root any more.
+            self.catch_up(endpoints.clone());
+        }
         let held = self.peers.values().any(|p| p.target == Some(target));
         let Some(schedule) = self.schedule.get_mut(&target) else { return };
         if held {

@@ -16,10 +16,11 @@ use warren_control::descriptor::{
     DESCRIPTOR_LIFE, DescriptorBody, DescriptorError, MAX_ENDPOINTS, SignedDescriptor,
 };
 use warren_control::directory::{ApplyError, DirectoryChange, RemovalReason};
-use warren_control::revocation::{REVOCATION_LIFE, RevocationError, SignedRevocation};
+use warren_control::revocation::{RevocationError, SignedRevocation};
+use warren_control::trust::{Trust, TrustChain, TrustError};
 use warren_control::wire::Message;
 use warren_discovery::gossip::{self, Event, Kind, Record, Time, Verdict, Verifier};
-use warren_types::NodeId;
+use warren_types::{NetworkId, NodeId};
 
 use super::{Core, Outgoing, approvals, links};
 use crate::transport::event::{ControlEvent, RefuseReason};
@@ -41,9 +42,16 @@ pub(super) fn descriptor_record(signed: &SignedDescriptor) -> Option<Arc<Record>
 /// A revocation as gossip carries it. `None` when it does not parse.
 pub(super) fn revocation_record(signed: &SignedRevocation) -> Option<Arc<Record>> {
     let body = signed.peek().ok()?;
-    let expires = body.at.saturating_add(REVOCATION_LIFE);
-    let sequence = body.at.saturating_mul(1000);
-    Record::new(Kind::Revocation, body.node.0, sequence, expires, &signed.to_bytes())
+    Record::new(Kind::Revocation, body.node.0, body.sequence(), body.ends(), &signed.to_bytes())
+}
+
+/// All records of the network's roots as gossip carries them: one record, since
+/// they are of use together only.
+pub(super) fn trust_record(network: NetworkId, chain: &TrustChain) -> Option<Arc<Record>> {
+    let mut subject = [0; 32];
+    subject[..16].copy_from_slice(&network.0);
+    let ends = chain.ends()?;
+    Record::new(Kind::Trust, subject, chain.sequence(), ends, &chain.to_bytes())
 }
 
 /// Verifies records by taking them in, and remembers what that changed.
@@ -52,9 +60,11 @@ struct Intake<'a> {
     changes: Vec<DirectoryChange>,
     /// The sequence of a descriptor of our own that we did not know.
     ours: Option<u64>,
-    revoked: bool,
     /// What else the daemon is to be told.
     events: Vec<ControlEvent>,
+    revoked: Vec<NodeId>,
+    /// The network has other roots.
+    trust: bool,
 }
 
 impl Verifier for Intake<'_> {
@@ -71,8 +81,7 @@ impl Verifier for Intake<'_> {
             },
             Kind::RouteApproval => {
                 let directory = self.shared.directory();
-                let (membership, network) = (directory.membership(), directory.network());
-                match approvals::check(membership, record, network, now.unix) {
+                match approvals::check(&directory, record, now.unix) {
                     Ok(decided) => {
                         self.events.push(ControlEvent::RouteDecided(Box::new(decided)));
                         Verdict::Accept
@@ -80,8 +89,7 @@ impl Verifier for Intake<'_> {
                     Err(verdict) => verdict,
                 }
             }
-            // Nobody makes these yet.
-            Kind::Trust => Verdict::Ignore,
+            Kind::Trust => self.trust(record, now.unix),
         }
     }
 }
@@ -124,7 +132,9 @@ impl Intake<'_> {
         }
         match self.shared.directory().revoke(signed, now) {
             Ok(changes) => {
-                self.revoked |= changes.is_some();
+                if changes.is_some() {
+                    self.revoked.push(NodeId(*record.subject()));
+                }
                 self.changes.extend(changes.unwrap_or_default());
                 Verdict::Accept
             }
@@ -132,9 +142,43 @@ impl Intake<'_> {
                 tracing::debug!(%error, "a revocation was not taken in");
                 Verdict::Ignore
             }
+            // The peer may know a root that we do not know yet, or still know
+            // one or an authority that has ended here.
+            Err(error @ RevocationError::UnknownSigner) => {
+                tracing::info!(%error, "a revocation was not taken in");
+                Verdict::Ignore
+            }
             Err(error) => {
                 tracing::warn!(%error, "a revocation was not taken in");
                 Verdict::Forged
+            }
+        }
+    }
+}
+
+impl Intake<'_> {
+    fn trust(&mut self, record: &Record, now: u64) -> Verdict {
+        let Ok(chain) = TrustChain::from_bytes(record.body()) else { return Verdict::Forged };
+        let mut directory = self.shared.directory();
+        if trust_record(directory.network(), &chain).as_deref() != Some(record) {
+            return Verdict::Forged;
+        }
+        match directory.apply_trust(&chain, now) {
+            Ok(news) => {
+                self.trust |= news;
+                Verdict::Accept
+            }
+            Err(
+                error @ (TrustError::Malformed
+                | TrustError::BadSignature
+                | TrustError::WrongNetwork),
+            ) => {
+                tracing::warn!(%error, "a change of roots was not taken in");
+                Verdict::Forged
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a change of roots was not taken in");
+                Verdict::Ignore
             }
         }
     }
@@ -164,7 +208,9 @@ impl Core {
         let directory = self.shared.directory();
         let descriptors = directory.descriptors().filter_map(|d| descriptor_record(&d.signed));
         let revocations = directory.revocations().records().filter_map(revocation_record);
-        for record in descriptors.chain(revocations) {
+        let trust = directory.membership().trust().map(Trust::chain);
+        let trust = trust.and_then(|chain| trust_record(directory.network(), &chain));
+        for record in descriptors.chain(revocations).chain(trust) {
             self.gossip.restore(record);
         }
     }
@@ -175,27 +221,40 @@ impl Core {
             shared: &self.shared,
             changes: Vec::new(),
             ours: None,
-            revoked: false,
+            revoked: vec![],
+            trust: false,
             events: Vec::new(),
         };
         match gossip::Message::decode(bytes) {
+            Ok(gossip::Message::Records(mut records)) => {
+                // Roots sign the rest.
+                records.sort_by_key(|record| record.kind() != Kind::Trust);
+                let message = gossip::Message::Records(records);
+                self.gossip.handle_message(from, message, now, &mut intake);
+            }
             Ok(message) => self.gossip.handle_message(from, message, now, &mut intake),
             Err(error) => {
                 tracing::debug!(%error, node = %from, "a gossip message does not parse");
                 self.gossip.malformed(from, now);
             }
         }
-        let Intake { changes, ours, revoked, events, .. } = intake;
+        let Intake { changes, ours, revoked, trust, events, .. } = intake;
         self.send_gossip();
-        if !changes.is_empty() || revoked {
+        if trust {
+            self.trust_changed();
+        }
+        if !changes.is_empty() || !revoked.is_empty() {
             self.changed(changes);
         }
         // After the members they are about.
         for event in events {
             self.emit(event);
         }
-        if revoked {
-            self.note_own_revocation();
+        if !revoked.is_empty() {
+            for key in revoked {
+                self.note_revocation(key);
+            }
+            self.strengthen();
         }
         if let Some(sequence) = ours.filter(|s| *s > self.parts.sequence) {
             // Signed by us in an earlier life (our clock or our state went
@@ -245,19 +304,15 @@ impl Core {
     }
 
     /// Spreads a new revocation and parts from the node.
-    pub(super) fn revoked(&mut self, record: &SignedRevocation, changes: Vec<DirectoryChange>) {
+    pub(super) fn revoked(&mut self, revocation: &SignedRevocation, changes: Vec<DirectoryChange>) {
         let now = self.time();
-        if let Some(record) = revocation_record(record) {
+        if let Some(record) = revocation_record(revocation) {
             self.gossip.publish(record, None, now);
             self.send_gossip();
         }
         self.changed(changes);
-        self.note_own_revocation();
-    }
-
-    fn note_own_revocation(&self) {
-        if self.shared.directory().revocations().contains(self.shared.id()) {
-            self.emit(ControlEvent::Revoked);
+        if let Ok(body) = revocation.peek() {
+            self.note_revocation(body.node);
         }
     }
 
@@ -281,8 +336,24 @@ impl Core {
         self.stale = true;
         self.unsaved.get_or_insert_with(Instant::now);
         let mut left = Vec::new();
+        let mut succeeded = Vec::new();
         for change in &changes {
-            let DirectoryChange::Removed { view, reason } = change else { continue };
+            let (view, reason) = match change {
+                DirectoryChange::Removed { view, reason } => (view, reason),
+                DirectoryChange::Succeeded { former, view } => {
+                    let now = self.time();
+                    self.gossip.forget(Kind::Descriptor, &former.id().0, now);
+                    self.gossip.forget(Kind::LinkState, &former.id().0, now);
+                    succeeded.push((former.id(), view.id()));
+                    continue;
+                }
+                DirectoryChange::Conflict { loser, .. } if *loser == self.shared.id() => {
+                    // Another address may be had.
+                    self.renewal = Instant::now();
+                    continue;
+                }
+                _ => continue,
+            };
             let node = view.id();
             self.hints.remove(&node);
             self.on_demand.remove(&node);
@@ -307,11 +378,17 @@ impl Core {
                 });
             }
         }
+        for (former, present) in &succeeded {
+            self.follow(*former, *present);
+        }
         if !changes.is_empty() {
             self.emit(ControlEvent::DirectoryChanged(changes));
         }
         for node in left {
             self.expel(node);
+        }
+        for (former, present) in succeeded {
+            self.retire(former, present);
         }
     }
 
@@ -319,13 +396,16 @@ impl Core {
     /// of its key is worth nothing.
     pub(super) fn expel(&mut self, node: NodeId) {
         let Some(admin) = &mut self.parts.admin else { return };
-        let (network, now) = (self.parts.network.id, self.shared.now());
-        match admin.expel(node, network, now, self.parts.persist.as_ref()) {
+        let now = self.shared.now();
+        let expelled = {
+            let directory = self.shared.directory();
+            let Some(trust) = directory.membership().trust() else { return };
+            admin.expel(node, trust, now, self.parts.persist.as_ref())
+        };
+        match expelled {
             Ok(record) => {
-                let applied = self.shared.directory().revoke(record.clone(), now);
-                match applied {
-                    Ok(changes) => self.revoked(&record, changes.unwrap_or_default()),
-                    Err(error) => tracing::warn!(%error, "a node that left was not revoked"),
+                if let Err(error) = self.revoke_by(vec![record]) {
+                    tracing::warn!(%error, "a node that left was not revoked");
                 }
             }
             Err(reason) => self.emit(ControlEvent::NotSaved { reason }),
@@ -338,7 +418,7 @@ impl Core {
         let body = self.own_body(now, false);
         self.parts.sequence = body.sequence;
         self.own_issued = now;
-        let signed = body.sign(&self.shared.key, self.shared.directory().membership());
+        let signed = body.sign(&self.shared.key(), self.shared.directory().membership());
         let applied = self.shared.directory().apply(&signed, now);
         self.shared.set_own(signed.clone());
         match applied {
@@ -383,6 +463,7 @@ impl Core {
             admin: self.parts.admin.is_some(),
             routes: own.routes.clone(),
             tcp: self.own_tcp(),
+            keys: self.key_notes(),
         }
     }
 }

@@ -49,7 +49,7 @@ impl Core {
             summary.partial,
             &summary.links,
         );
-        let signed = body.sign(&self.shared.key);
+        let signed = body.sign(&self.shared.key());
         let time = self.time();
         if let Some(record) = record(&body, &signed) {
             self.gossip.publish(record, None, time);

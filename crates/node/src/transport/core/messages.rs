@@ -9,7 +9,8 @@ use ipnet::IpNet;
 use quinn::Connection;
 use tokio::sync::{mpsc, oneshot};
 use warren_control::descriptor::ClientRecord;
-use warren_control::wire::{Hello, JoinRequest, Message};
+use warren_control::identity::IdentityKey;
+use warren_control::wire::{Hello, JoinRequest, Message, TrustReply};
 use warren_types::{LinkPublicKey, NodeId, NodeName, PresharedKey};
 
 use super::links::LinkSummary;
@@ -38,6 +39,8 @@ pub(crate) enum Verdict {
     /// Go on; the link's key is installed when this resolves.
     Keep(oneshot::Receiver<()>),
     Duplicate,
+    /// Our own key changed since the handshake: dial again.
+    Again,
     Refused(RefuseReason),
 }
 
@@ -48,6 +51,8 @@ pub struct OwnDescriptor {
     pub name: NodeName,
     /// Our link key.
     pub link_key: LinkPublicKey,
+    /// The link key before it, while we still answer to that.
+    pub former_link_key: Option<LinkPublicKey>,
     /// Our overlay addresses, as certified or derived from our key.
     pub addresses: Vec<std::net::IpAddr>,
     /// Our WireGuard clients.
@@ -106,6 +111,8 @@ pub(crate) enum Command {
     Renew,
     /// The link with this node does without a tunnel.
     LeaveTunnel(NodeId),
+    /// What only authorities, or changes of our own keys, are about.
+    Authority(AuthorityCommand),
     /// `true`: leave the network for good.
     Stop {
         leave: bool,
@@ -113,9 +120,50 @@ pub(crate) enum Command {
     },
 }
 
+/// Where an answer goes.
+pub(crate) type Answer<T> = oneshot::Sender<Result<T, AdminError>>;
+
+/// A root's key with its certificate and the records that lead to it.
+#[derive(Debug)]
+pub struct RootKey {
+    /// The key.
+    pub key: IdentityKey,
+    /// Its certificate, DER.
+    pub certificate: Vec<u8>,
+}
+
+/// One authority of the network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthorityInfo {
+    /// The node that holds it.
+    pub node: NodeName,
+    /// True for the root.
+    pub root: bool,
+    /// The authority's key.
+    pub key: Option<NodeId>,
+    /// End of its certificate, seconds since 1970.
+    pub not_after: Option<u64>,
+    /// True when it was revoked.
+    pub revoked: bool,
+}
+
+#[derive(Debug)]
+pub(crate) enum AuthorityCommand {
+    Delegate { name: NodeName, reply: Answer<()> },
+    Undelegate { name: NodeName, reply: Answer<()> },
+    Rotate { overlap: u64, reply: Answer<u64> },
+    Export(Answer<RootKey>),
+    RemoveRoot(Answer<()>),
+    Import { root: Box<RootKey>, reply: Answer<()> },
+    List(oneshot::Sender<Vec<AuthorityInfo>>),
+    RotateIdentity(Answer<NodeId>),
+}
+
 #[derive(Debug)]
 pub(crate) enum Input {
     Hello {
+        /// Who we were when the connection was made.
+        own: NodeId,
         node: NodeId,
         hello: Box<Hello>,
         psk: PresharedKey,
@@ -153,6 +201,20 @@ pub(crate) enum Input {
         remote: SocketAddr,
         request: JoinRequest,
         reply: oneshot::Sender<JoinAnswer>,
+    },
+    /// Somebody who may have been away asks for roots.
+    CatchUp {
+        chain: Vec<Vec<u8>>,
+        reply: oneshot::Sender<Vec<Message>>,
+    },
+    /// What we learnt by asking.
+    CaughtUp {
+        reply: TrustReply,
+        chain: Option<Vec<Vec<u8>>>,
+    },
+    /// A peer there shows a root that we do not know, or trust no more.
+    UnknownRoot {
+        addresses: Vec<SocketAddr>,
     },
     Command(Command),
 }

@@ -53,13 +53,10 @@ pub struct ClientRecord {
     pub addresses: Vec<IpAddr>,
 }
 
-/// What the owner says about its keys beyond the present ones.
+/// What the owner says about the keys by which others are certified.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct KeyNotes {
-    /// The link key it had before, while it still answers to it.
-    #[n(0)]
-    former_link_key: Option<ByteArray<32>>,
     /// True when it holds the key of the current root.
     #[n(1)]
     pub root: Option<bool>,
@@ -75,16 +72,6 @@ pub struct KeyNotes {
 }
 
 impl KeyNotes {
-    /// The link key it had before, while it still answers to it.
-    pub fn former_link_key(&self) -> Option<LinkPublicKey> {
-        self.former_link_key.map(|key| LinkPublicKey(key.into()))
-    }
-
-    /// Sets the link key it had before.
-    pub fn set_former_link_key(&mut self, key: Option<LinkPublicKey>) {
-        self.former_link_key = key.map(|key| key.0.into());
-    }
-
     /// The key of the authority delegated to it.
     pub fn authority(&self) -> Option<NodeId> {
         self.authority.map(|key| NodeId(key.into()))
@@ -149,7 +136,7 @@ pub struct DescriptorBody {
     /// TCP addresses where it offers tunnels for datagrams, best first.
     #[cbor(n(13), with = "cbor::sockets", default, skip_if = "Vec::is_empty")]
     pub tcp: Vec<SocketAddr>,
-    /// Former keys and the like.
+    /// Roots and authorities it holds or knows.
     #[n(15)]
     pub keys: Option<KeyNotes>,
 }

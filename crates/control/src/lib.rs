@@ -23,6 +23,7 @@ pub mod psk;
 pub mod registry;
 pub mod revocation;
 pub mod route_approval;
+pub mod sealed_key;
 #[cfg(test)]
 mod testing;
 pub mod token;

@@ -28,6 +28,17 @@ pub fn identity(state_dir: &Path) -> Result<NodeId, Fault> {
     Ok(Store::open(state_dir)?.identity(&mut OsRandom)?.id())
 }
 
+/// Checks that an exported root key opens with its passphrase.
+///
+/// # Errors
+/// When it does not.
+pub fn open_ca_key(file: &str, passphrase: &str) -> Result<(), Fault> {
+    match warren_control::sealed_key::open(file, passphrase) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Fault::new(crate::fault::FaultKind::Usage, error.to_string())),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

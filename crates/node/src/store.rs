@@ -11,8 +11,7 @@
 //! | `ca.key` | the key of the present root, where it is held |
 //! | `authority.key`, `authority.crt` | an authority delegated to this node |
 //! | `invites.json`, `registry.json` | of an admitting node |
-//! | `next.key`, `next-ca.key`, `next-link.key` | a key that is about to replace another |
-//! | `former-link.key` | the link key before the present one, until its overlap ends |
+//! | `next.key`, `next-ca.key` | a key that is about to replace another |
 //! | `clients.json` | stock WireGuard clients, with their pre-shared keys |
 //! | `directory.cbor` | descriptors and revocations, to reconnect after a restart |
 //!
@@ -55,7 +54,6 @@ const AUTHORITY_KEY: &str = "authority.key";
 const AUTHORITY_CERTIFICATE: &str = "authority.crt";
 const NEXT_NODE_KEY: &str = "next.key";
 const NEXT_CA_KEY: &str = "next-ca.key";
-const FORMER_LINK_KEY: &str = "former-link.key";
 const CLIENTS: &str = "clients.json";
 const DIRECTORY: &str = "directory.cbor";
 /// All files that [`Store::wipe`] removes, the mark of membership first.
@@ -69,7 +67,6 @@ const ALL: &[&str] = &[
     AUTHORITY_CERTIFICATE,
     NEXT_NODE_KEY,
     NEXT_CA_KEY,
-    FORMER_LINK_KEY,
     "invites.json",
     "registry.json",
     "routes.json",
@@ -268,10 +265,20 @@ impl Store {
             let text = std::str::from_utf8(&content).map_err(|e| self.damaged(LINK_KEY, e))?;
             return text.parse().map_err(|e| self.damaged(LINK_KEY, e));
         }
+        self.new_link_key(rng)
+    }
+
+    /// Replaces the key of the node's links. The one before is worth nothing
+    /// after a restart.
+    ///
+    /// # Errors
+    /// When it cannot be stored.
+    pub fn new_link_key(&self, rng: &mut impl CryptoRng) -> Result<LinkSecretKey, Fault> {
         let mut bytes = Zeroizing::new([0; 32]);
         rng.fill_bytes(bytes.as_mut_slice());
         let key = LinkSecretKey::from_bytes(*bytes);
-        self.write(LINK_KEY, format!("{}\n", *key.to_base64()).as_bytes())?;
+        let text = Zeroizing::new(format!("{}\n", *key.to_base64()));
+        self.write(LINK_KEY, text.as_bytes())?;
         Ok(key)
     }
 

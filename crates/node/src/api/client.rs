@@ -12,8 +12,9 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use warren_types::NodeName;
 use warren_types::api::{
-    AddClientReply, AddClientRequest, ClientEntry, ErrorReply, EventRecord, InviteReply,
-    InviteRequest, PathReport, RevokeRequest, RouteReply, RouteRequest, Status, SubnetRoute,
+    AddClientReply, AddClientRequest, CaReply, CaRequest, ClientEntry, ErrorReply, EventRecord,
+    InviteReply, InviteRequest, KeyKind, LeaveRequest, PathReport, RevokeRequest, RotateRequest,
+    RouteReply, RouteRequest, Status, SubnetRoute,
 };
 
 use crate::fault::{Fault, FaultKind};
@@ -159,12 +160,29 @@ impl Client {
         self.call(Method::POST, "/v1/routes", Some(request)).await
     }
 
-    /// Leaves the network and ends the daemon.
+    /// Asks something of the certificate authority.
     ///
     /// # Errors
     /// See [`Client::status`].
-    pub async fn leave(&self) -> Result<(), ClientError> {
-        self.call(Method::POST, "/v1/leave", None::<&()>).await
+    pub async fn ca(&self, request: &CaRequest) -> Result<CaReply, ClientError> {
+        self.call(Method::POST, "/v1/ca", Some(request)).await
+    }
+
+    /// Replaces a key.
+    ///
+    /// # Errors
+    /// See [`Client::status`].
+    pub async fn rotate(&self, what: KeyKind) -> Result<(), ClientError> {
+        self.call(Method::POST, "/v1/rotate", Some(&RotateRequest { what })).await
+    }
+
+    /// Leaves the network and ends the daemon; with `force` even as the last
+    /// one who can admit others.
+    ///
+    /// # Errors
+    /// See [`Client::status`].
+    pub async fn leave(&self, force: bool) -> Result<(), ClientError> {
+        self.call(Method::POST, "/v1/leave", Some(&LeaveRequest { force })).await
     }
 
     /// Ends the daemon.

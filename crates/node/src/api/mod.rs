@@ -10,6 +10,8 @@
 //! | `POST /v1/wg/clients` | adds one, answers its configuration |
 //! | `DELETE /v1/wg/clients/NAME` | removes one |
 //! | `POST /v1/revoke` | expels a node |
+//! | `POST /v1/ca` | delegates, rotates, exports and so on the CA |
+//! | `POST /v1/rotate` | replaces a key of this node |
 //! | `POST /v1/leave` | leaves the network, removes its state, ends the daemon |
 //! | `POST /v1/shutdown` | ends the daemon |
 //!

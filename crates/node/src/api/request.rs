@@ -4,8 +4,8 @@
 use tokio::sync::oneshot;
 use warren_types::NodeName;
 use warren_types::api::{
-    AddClientReply, AddClientRequest, ClientEntry, InviteReply, InviteRequest, PathReport,
-    RouteReply, RouteRequest, Status, SubnetRoute,
+    AddClientReply, AddClientRequest, CaReply, CaRequest, ClientEntry, InviteReply, InviteRequest,
+    KeyKind, PathReport, RouteReply, RouteRequest, Status, SubnetRoute,
 };
 
 use crate::uapi;
@@ -35,8 +35,13 @@ pub enum ApiRequest {
     ListRoutes(Reply<Vec<SubnetRoute>>),
     /// Change them.
     ChangeRoutes(RouteRequest, Reply<RouteReply>),
-    /// Leave the network: tell the others, remove the state, then end.
-    Leave(Reply<()>),
+    /// Something about the certificate authority.
+    Ca(CaRequest, Reply<CaReply>),
+    /// Replace a key.
+    Rotate(KeyKind, Reply<()>),
+    /// Leave the network: tell the others, remove the state, then end. `true`:
+    /// even as the last admin.
+    Leave(bool, Reply<()>),
     /// End the daemon; the state stays.
     Shutdown(Reply<()>),
     /// Snapshot for WireGuard's userspace API (`wg show`).

@@ -23,7 +23,8 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use warren_types::NodeName;
 use warren_types::api::{
-    AddClientRequest, ErrorReply, EventRecord, InviteRequest, RevokeRequest, RouteRequest,
+    AddClientRequest, CaRequest, ErrorReply, EventRecord, InviteRequest, LeaveRequest,
+    RevokeRequest, RotateRequest, RouteRequest,
 };
 
 use super::events::EventLog;
@@ -179,7 +180,9 @@ const ROUTES: &str = "/v1/routes";
 fn methods(path: &str) -> Option<&'static str> {
     match path {
         "/v1/status" | "/v1/events" => Some("GET"),
-        "/v1/invites" | "/v1/revoke" | "/v1/leave" | "/v1/shutdown" => Some("POST"),
+        "/v1/invites" | "/v1/revoke" | "/v1/ca" | "/v1/rotate" | "/v1/leave" | "/v1/shutdown" => {
+            Some("POST")
+        }
         CLIENTS | ROUTES => Some("GET, POST"),
         _ if path_to(path).is_some() => Some("GET"),
         _ => client_of(path).map(|_| "DELETE"),
@@ -256,7 +259,18 @@ async fn dispatch(
             let body: RouteRequest = body(request).await?;
             ask(requests, |reply| ApiRequest::ChangeRoutes(body, reply)).await
         }
-        "/v1/leave" => ask(requests, ApiRequest::Leave).await,
+        "/v1/ca" => {
+            let body: CaRequest = body(request).await?;
+            ask(requests, |reply| ApiRequest::Ca(body, reply)).await
+        }
+        "/v1/rotate" => {
+            let body: RotateRequest = body(request).await?;
+            ask(requests, |reply| ApiRequest::Rotate(body.what, reply)).await
+        }
+        "/v1/leave" => {
+            let body: LeaveRequest = body(request).await?;
+            ask(requests, |reply| ApiRequest::Leave(body.force, reply)).await
+        }
         _ => ask(requests, ApiRequest::Shutdown).await,
     }
 }

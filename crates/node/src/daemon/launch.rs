@@ -422,7 +422,6 @@ pub(super) fn own_descriptor(
         endpoints: endpoints.to_vec(),
         routes: routes.to_vec(),
         tcp_port,
-        former_link_key: None,
     }
 }
 

@@ -8,6 +8,7 @@
 //! whatever was opened is released when it ends, however it ends.
 //! Deliberately not here: protocol rules (`warren-proto`, `warren-control`).
 
+mod authority;
 mod clients;
 mod explain;
 mod launch;
@@ -459,7 +460,7 @@ impl Daemon {
         self.names.learn(&view);
         let Some((old_key, new)) = self.mesh.learn(view) else { return };
         if let Some(key) = old_key {
-            self.engine.remove_peer(&key);
+            self.move_link(&key, id);
         }
         self.update_peer(id);
         self.take_offers(id);

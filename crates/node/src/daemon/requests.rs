@@ -48,9 +48,14 @@ impl Daemon {
             ApiRequest::ChangeRoutes(request, reply) => {
                 let _ = reply.send(self.change_routes(&request).await);
             }
-            ApiRequest::Leave(reply) => {
-                self.ending = Some(Ending::Leave);
-                let _ = reply.send(Ok(()));
+            ApiRequest::Ca(request, reply) => self.ca(request, reply),
+            ApiRequest::Rotate(what, reply) => self.rotate(what, reply),
+            ApiRequest::Leave(force, reply) => {
+                let may = self.may_leave(force);
+                if may.is_ok() {
+                    self.ending = Some(Ending::Leave);
+                }
+                let _ = reply.send(may);
             }
             ApiRequest::Shutdown(reply) => {
                 self.ending = Some(Ending::Stop);

@@ -11,6 +11,7 @@ use warren_types::NodeId;
 use warren_types::api::Event;
 
 use super::Daemon;
+use super::authority::LINK_KEY_OVERLAP;
 use crate::random::OsRandom;
 use crate::transport::ControlEvent;
 
@@ -86,6 +87,7 @@ impl Daemon {
     pub(super) fn succeed(&mut self, former: &NodeView, view: Arc<NodeView>) {
         let (old, id, name) = (former.id(), view.id(), view.name.to_string());
         tracing::info!(%name, former = %old, %id, "a member goes on under a new key");
+        self.names.learn(&view);
         match self.mesh.succeed(old, view.clone()) {
             Some(changed) => {
                 if let Some(key) = changed {
@@ -100,7 +102,13 @@ impl Daemon {
 
     /// A member has another link key.
     pub(super) fn move_link(&mut self, old: &warren_types::LinkPublicKey, id: NodeId) {
-        self.engine.remove_peer(old);
+        let key = self.mesh.view(id).map(|view| view.descriptor.body.link_key);
+        let moved = key.is_some_and(|new| {
+            self.engine.rekey_peer(old, new, LINK_KEY_OVERLAP, self.now(), &mut OsRandom)
+        });
+        if !moved {
+            self.engine.remove_peer(old);
+        }
         if let Some(config) = self.mesh.node_peer(id) {
             self.engine.upsert_peer(config, self.now(), &mut OsRandom);
         }

@@ -333,7 +333,6 @@ impl Plan {
             endpoints: if self.hidden { vec![] } else { vec![address] },
             routes: vec![],
             tcp_port: None,
-            former_link_key: None,
         };
         let id = self.key.id();
         let config = ControlConfig {

@@ -122,6 +122,20 @@ impl Engine {
         core.tables.set_other_mac_keys(macs.collect());
     }
 
+    /// Makes new session keys for every link in use, now. Sessions made before
+    /// are received on until they expire.
+    pub fn renew_sessions(&mut self, now: Now, rng: &mut dyn CryptoRng) {
+        let keys: Vec<LinkPublicKey> = self.peers.keys().copied().collect();
+        for key in keys {
+            self.with_peer(&key, |peer, core| {
+                if peer.in_use() {
+                    peer.restart_handshake(core, now, rng);
+                }
+                peer.service(core, now, rng);
+            });
+        }
+    }
+
     /// The key under which the peer that has, or had, the key `key` is kept.
     pub(super) fn current_key(&self, key: &LinkPublicKey, now_ms: u64) -> LinkPublicKey {
         let alias = self.aliases.get(key).filter(|current| {

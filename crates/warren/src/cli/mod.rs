@@ -1,5 +1,6 @@
 //! The command line: what can be asked, and who answers.
 
+mod ca;
 mod clients;
 mod daemon;
 mod events;
@@ -68,7 +69,23 @@ enum Command {
     /// Stop the daemon; its identity and network stay.
     Down(State),
     /// Leave the network and remove everything this node made.
-    Leave(State),
+    Leave {
+        /// Even as the last node that can admit others, or that holds the root.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        state: State,
+    },
+    /// The certificate authority: who may admit, the root and its key.
+    #[command(subcommand)]
+    Ca(ca::CaCommand),
+    /// Replace a key of this node; nothing is cut off.
+    Rotate {
+        /// Which.
+        what: ca::Rotated,
+        #[command(flatten)]
+        state: State,
+    },
     /// Show this node and its peers.
     Status {
         /// JSON with stable keys.
@@ -268,7 +285,9 @@ pub(crate) fn run(cli: Cli) -> Result<(), Fault> {
             wait(network::invite(&state, expires, uses, qr))
         }
         Command::Down(state) => wait(network::down(&state)),
-        Command::Leave(state) => wait(network::leave(&state)),
+        Command::Leave { force, state } => wait(network::leave(&state, force)),
+        Command::Ca(command) => wait(ca::run(command)),
+        Command::Rotate { what, state } => wait(ca::rotate(&state, what)),
         Command::Status { json, state } => wait(status::show(&state, json)),
         Command::Events { follow, json, state } => wait(events::show(&state, follow, json)),
         Command::Path(command) => wait(path::run(command)),
@@ -359,6 +378,17 @@ mod tests {
             "service-unit",
             "completions bash",
             "leave --state-dir /tmp/a",
+            "leave --force",
+            "ca list",
+            "ca delegate b",
+            "ca undelegate b",
+            "ca rotate --overlap 2d",
+            "ca export root.pem --remove --passphrase-file p",
+            "ca import root.pem",
+            "rotate node-key",
+            "rotate link-key",
+            "rotate session-keys",
+            "rotate certificate",
             "down",
             "demo",
         ] {

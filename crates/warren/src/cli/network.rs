@@ -50,8 +50,8 @@ pub(super) async fn revoke(state: &State, name: &NodeName) -> Result<(), Fault> 
 
 /// `warren leave`. Without a running daemon the state is removed all the same;
 /// then the others cannot be told.
-pub(super) async fn leave(state: &State) -> Result<(), Fault> {
-    match state.client().leave().await {
+pub(super) async fn leave(state: &State, force: bool) -> Result<(), Fault> {
+    match state.client().leave(force).await {
         Ok(()) => {
             remove_emptied(&state.dir()).await;
             out("Left the network; its keys, state and interface are removed.\n")

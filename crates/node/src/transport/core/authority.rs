@@ -81,7 +81,6 @@ impl Core {
         let directory = self.shared.directory();
         let trust = directory.membership().trust();
         let mut notes = KeyNotes::default();
-        notes.set_former_link_key(self.parts.own.former_link_key);
         if let Some(trust) = trust {
             notes.epoch = Some(trust.epoch());
             if let Some(admin) = &self.parts.admin {

@@ -51,8 +51,6 @@ pub struct OwnDescriptor {
     pub name: NodeName,
     /// Our link key.
     pub link_key: LinkPublicKey,
-    /// The link key before it, while we still answer to that.
-    pub former_link_key: Option<LinkPublicKey>,
     /// Our overlay addresses, as certified or derived from our key.
     pub addresses: Vec<std::net::IpAddr>,
     /// Our WireGuard clients.

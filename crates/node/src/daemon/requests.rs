@@ -113,6 +113,8 @@ impl Daemon {
             .endpoints
             .first()
             .cloned()
+            // Clients travel: what reaches us from anywhere comes first.
+            .or_else(|| self.surroundings.external().map(Into::into))
             .or_else(|| self.endpoints.first().and_then(|a| a.to_string().parse().ok()));
         let host = Host {
             node: &self.member.name,

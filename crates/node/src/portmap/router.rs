@@ -12,7 +12,7 @@ use crab_nat::{
 };
 use igd_next::aio::Gateway;
 use igd_next::aio::tokio::{Tokio, search_gateway};
-use igd_next::{AddPortError, PortMappingProtocol as Transport, SearchOptions};
+use igd_next::{AddPortError, PortMappingProtocol as Transport, SearchError, SearchOptions};
 use warren_types::api::PortMappingProtocol;
 
 use super::LIFE;
@@ -62,22 +62,29 @@ pub(super) async fn ask(gateway: Ipv4Addr, inner: SocketAddrV4) -> Result<Mappin
         pcp::BaseMapRequest::new(at, IpAddr::V4(*inner.ip()), InternetProtocol::Udp, port);
     let by_pcp = match pcp::port_mapping(request, None, None, options).await {
         Ok(mapping) => return of_server(mapping, inner).await,
-        Err(error) => error.to_string(),
+        Err(pcp::Failure::Timeout) => None,
+        Err(error) => Some(error.to_string()),
     };
     // Also when PCP was not answered at all: old routers ignore what they do
     // not know.
     let by_nat_pmp = match natpmp::port_mapping(at, InternetProtocol::Udp, port, options).await {
         Ok(mapping) => return of_server(mapping, inner).await,
-        Err(error) => error.to_string(),
+        Err(natpmp::Failure::Timeout) => None,
+        Err(error) => Some(error.to_string()),
     };
     let by_upnp = match add_by_upnp(gateway, inner).await {
         Ok(mapping) => return Ok(mapping),
         Err(error) => error,
     };
-    tracing::debug!(%gateway, by_pcp, by_nat_pmp, by_upnp, "no port mapping");
-    Err(format!(
-        "the router {gateway} gives no port (PCP: {by_pcp}; NAT-PMP: {by_nat_pmp}; UPnP: {by_upnp})"
-    ))
+    let answers: Vec<String> = [("PCP", by_pcp), ("NAT-PMP", by_nat_pmp), ("UPnP", by_upnp)]
+        .into_iter()
+        .filter_map(|(protocol, answer)| answer.map(|answer| format!("{protocol}: {answer}")))
+        .collect();
+    Err(if answers.is_empty() {
+        format!("{gateway} speaks neither PCP, NAT-PMP nor UPnP")
+    } else {
+        format!("{gateway} gives no port ({})", answers.join("; "))
+    })
 }
 
 async fn of_server(mapping: PortMapping, inner: SocketAddrV4) -> Result<Mapping, String> {
@@ -99,7 +106,8 @@ async fn of_server(mapping: PortMapping, inner: SocketAddrV4) -> Result<Mapping,
     })
 }
 
-async fn add_by_upnp(gateway: Ipv4Addr, inner: SocketAddrV4) -> Result<Mapping, String> {
+/// `None` as the error: nobody answered.
+async fn add_by_upnp(gateway: Ipv4Addr, inner: SocketAddrV4) -> Result<Mapping, Option<String>> {
     let options = |to: Option<SocketAddr>| {
         let mut options = SearchOptions::default();
         options.bind_addr = SocketAddr::new(IpAddr::V4(*inner.ip()), 0);
@@ -112,12 +120,16 @@ async fn add_by_upnp(gateway: Ipv4Addr, inner: SocketAddrV4) -> Result<Mapping, 
     let alone = search_gateway(options(Some(SocketAddr::new(gateway.into(), SSDP)))).await;
     let found = match alone {
         Ok(found) => found,
-        Err(_) => search_gateway(options(None)).await.map_err(|e| e.to_string())?,
+        Err(_) => match search_gateway(options(None)).await {
+            Ok(found) => found,
+            Err(SearchError::NoResponseWithinTimeout) => return Err(None),
+            Err(error) => return Err(Some(error.to_string())),
+        },
     };
     if found.addr.ip() != IpAddr::from(gateway) {
-        return Err(format!("{} answered for the router", found.addr.ip()));
+        return Err(Some(format!("{} answered instead", found.addr.ip())));
     }
-    map_by_upnp(found, inner, inner.port()).await
+    map_by_upnp(found, inner, inner.port()).await.map_err(Some)
 }
 
 /// `wanted`: the outer port to try before any other.

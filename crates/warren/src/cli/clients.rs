@@ -18,7 +18,7 @@ pub(super) enum WgCommand {
     AddClient {
         /// Its name, unique in the network.
         name: NodeName,
-        /// Where the client reaches this node [default: the first advertised endpoint].
+        /// Where the client reaches this node [default: the port its router gave, else the first advertised endpoint].
         #[arg(long, value_name = "HOST:PORT")]
         endpoint: Option<Endpoint>,
         /// Write the configuration to this new file (mode 0600) instead of printing it.

@@ -39,18 +39,25 @@ pub(super) fn opening(ready: &Ready) -> String {
             format!("Back in {network}; this machine is {here}. {next}\n")
         }
     };
-    told + &named(names)
+    // What is next comes last.
+    match told.split_once('\n') {
+        Some((first, rest)) => format!("{first}\n{}{rest}", named(names)),
+        None => told,
+    }
 }
 
 /// How to reach members by name; nothing where names are switched off.
 fn named(names: &NamesStatus) -> String {
     let domain = &names.domain;
-    match (names.state, &names.hint) {
-        (NamesState::Resolved, _) => format!("Members have names here: NODE.{domain}.\n"),
-        (NamesState::Served, Some(hint)) => {
-            format!("Members have names, NODE.{domain}: {hint}.\n")
+    match (names.state, handy(&names.servers), &names.hint) {
+        (NamesState::Resolved, ..) => format!("Members have names here: NODE.{domain}.\n"),
+        (NamesState::Served, Some(server), _) => format!(
+            "Members have names: `dig @{server} NODE.{domain}`; `warren status` says how all \
+             programs come to use them.\n"
+        ),
+        (NamesState::Failed, _, Some(hint)) => {
+            format!("Names of members are not served: {hint}.\n")
         }
-        (NamesState::Failed, Some(hint)) => format!("Names of members are not served: {hint}.\n"),
         _ => String::new(),
     }
 }

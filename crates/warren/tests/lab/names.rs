@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use warren_lab::process::{KilledOnDrop, Node};
 use warren_lab::topology::{Host, output_of};
+use warren_os::process::{Signal, signal};
 use warren_types::Suite;
 use warren_types::api::NamesState;
 
@@ -145,7 +146,7 @@ fn find(program: &str) -> Option<String> {
 /// is private, so neither the machine's bus nor its resolver is touched.
 struct Resolved {
     _bus: KilledOnDrop,
-    _resolved: KilledOnDrop,
+    resolved: KilledOnDrop,
     hid_users: bool,
 }
 
@@ -190,14 +191,28 @@ impl Resolved {
             .context("cannot start dbus-daemon")?;
         let bus = KilledOnDrop(bus);
         eventually("the bus", || Ok(Path::new("/run/dbus/system_bus_socket").exists()))?;
+        let resolved = Self::start_daemon(host, program)?;
+        Ok(Self { _bus: bus, resolved, hid_users })
+    }
+
+    fn start_daemon(host: &Host, program: &str) -> Result<KilledOnDrop> {
         let mut resolved = host.command(program);
         resolved.stdout(Stdio::null()).stderr(Stdio::null());
-        let resolved = KilledOnDrop(resolved.spawn().context("cannot start it")?);
+        let resolved = KilledOnDrop(resolved.spawn().context("cannot start systemd-resolved")?);
         let socket = "/run/systemd/resolve/io.systemd.Resolve";
         eventually("systemd-resolved", || {
-            Ok(std::os::unix::net::UnixStream::connect(socket).is_ok())
+            Ok(std::os::unix::net::UnixStream::connect(socket).is_ok()
+                && resolvectl(host, &["dns"]).is_ok())
         })?;
-        Ok(Self { _bus: bus, _resolved: resolved, hid_users })
+        Ok(resolved)
+    }
+
+    /// Ends it as a service manager does, and starts it again.
+    fn restart(&mut self, host: &Host, program: &str) -> Result<()> {
+        signal(self.resolved.0.id(), Signal::Terminate)?;
+        self.resolved.0.wait()?;
+        self.resolved = Self::start_daemon(host, program)?;
+        Ok(())
     }
 }
 
@@ -218,7 +233,7 @@ pub(crate) fn split_dns() -> Result<()> {
     let mut two = Two::start(1500, Suite::Aes256Gcm)?;
     let domain = two.left.status()?.names.domain;
     let left = two.pair.left.clone();
-    let _resolved = Resolved::start(&left, &program, two.scratch.path())?;
+    let mut resolved = Resolved::start(&left, &program, two.scratch.path())?;
     // It was not there when the node started; at the next start it is.
     let spec = two.left.stop(PATIENCE)?;
     two.left = spec.up(None, PATIENCE)?;
@@ -246,6 +261,9 @@ pub(crate) fn split_dns() -> Result<()> {
         })
     };
     expect_split(&two.left)?;
+    // It remembers them over a restart of its own.
+    resolved.restart(&left, &program)?;
+    expect_split(&two.left).context("after a restart of systemd-resolved")?;
     // However the daemon ends, its settings end with it.
     let spec = two.left.crash()?;
     expect_nothing().context("after kill -9")?;

@@ -119,6 +119,7 @@ fn churn(
     while start.elapsed() < plan.churn {
         let burst = 2 + (dice.next_u64() % 6) as usize;
         for _ in 0..burst {
+            std::thread::sleep(MS * (dice.next_u64() % 1500) as u32);
             let i = (dice.next_u64() % plan.nodes as u64) as usize;
             if mesh.nodes[i].is_none() {
                 mesh.launch(i)?;
@@ -127,7 +128,6 @@ fn churn(
                 mesh.crash(i)?;
                 kills += 1;
             }
-            std::thread::sleep(MS * (dice.next_u64() % 1500) as u32);
         }
         let last = Instant::now();
         let alive: Vec<usize> = mesh.running().map(|(i, _)| i).collect();

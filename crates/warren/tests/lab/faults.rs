@@ -231,6 +231,8 @@ fn a_relay_that_drops_packets_is_left() -> Result<()> {
     pulse.wait_first(15 * SECOND).context("never connected over a relay")?;
     mesh.wait_path(1, 2, 20 * SECOND, |path| path == "via middle")?;
     std::thread::sleep(3 * SECOND);
+    let before = mesh.peer(1, 2)?.path;
+    ensure!(before == "via middle", "it takes the longer way by itself: {before}");
     for end in [left, right] {
         mesh.wan.change(middle, end, |link| link.loss = 0.15)?;
     }
@@ -255,13 +257,38 @@ fn a_partition_heals_by_itself() -> Result<()> {
         mesh.launch(i)?;
         mesh.nodes[i].as_mut().context("not launched")?.wait_serves(PATIENCE)?;
     }
-    std::thread::sleep(15 * SECOND);
+    // And each half gets a network of its own to serve; only one has an admin.
+    mesh.node(1).warren(&["route", "advertise", "10.1.0.0/24"])?;
+    mesh.node(2).warren(&["route", "advertise", "10.2.0.0/24"])?;
+    wait_said(&mesh, 0, &["route", "list"], "10.1.0.0/24")?;
+    mesh.node(0).warren(&["route", "approve", "anna", "10.1.0.0/24"])?;
+    wait_said(&mesh, 3, &["route", "list"], "10.2.0.0/24")?;
+    std::thread::sleep(10 * SECOND);
+    let known = mesh.node(3).warren(&["route", "list"])?;
+    ensure!(!known.contains("10.1.0.0/24"), "news crossed a partition: {known}");
     mesh.wan.heal()?;
     let healed = Instant::now();
     let took = expect_talk(&mesh, 30 * SECOND).context("after the partition")?;
+    wait_said(&mesh, 3, &["route", "list"], "10.1.0.0/24")?;
+    wait_said(&mesh, 0, &["route", "list"], "10.2.0.0/24")?;
     println!(
-        "  every pair talked {took:.2?} after the partition healed ({:.2?})",
+        "  every pair talked {took:.2?} after the partition healed, routes known after {:.2?}",
         healed.elapsed()
     );
+    mesh.node(0).warren(&["route", "approve", "bert", "10.2.0.0/24"])?;
     Ok(())
+}
+
+/// Waits until a command says a word.
+fn wait_said(mesh: &Mesh, node: usize, command: &[&str], word: &str) -> Result<()> {
+    let end = Instant::now() + 30 * SECOND;
+    loop {
+        let said = mesh.node(node).warren(command)?;
+        if said.contains(word) {
+            return Ok(());
+        }
+        let name = mesh.hosts[node].name();
+        ensure!(Instant::now() < end, "{name} {command:?} does not say {word}: {said}");
+        std::thread::sleep(100 * MS);
+    }
 }

@@ -53,7 +53,12 @@ const LAYERS: &[(&str, &[&str], &str)] = &[
         "the command line speaks to daemons through the API and does not reach into the layers \
          below the node",
     ),
-    ("xtask", &["warren-lab", "warren-types"], "tasks use the lab; the product is run, not linked"),
+    (
+        "xtask",
+        &["warren-lab", "warren-types", "warren-control", "warren-discovery"],
+        "tasks use the lab, and simulate thousands of nodes with the pure crates; the product is \
+         run, not linked",
+    ),
 ];
 
 /// External crates that pure crates must not use, and why.

@@ -1,4 +1,5 @@
-//! Development tasks: `cargo xtask bench link`, `cargo xtask layers`.
+//! Development tasks: `cargo xtask bench link`, `cargo xtask sim mesh`,
+//! `cargo xtask layers`.
 //!
 //! Logic lives in modules (and in the lab); this file only reads the command
 //! line. Invariant: a task that checks something ends with status 1 when it
@@ -6,6 +7,7 @@
 
 mod bench;
 mod layers;
+mod sim;
 
 use std::process::ExitCode;
 
@@ -26,6 +28,11 @@ enum Task {
         #[command(subcommand)]
         what: Bench,
     },
+    /// Run many nodes on a virtual clock.
+    Sim {
+        #[command(subcommand)]
+        what: Sim,
+    },
     /// Check which crate may depend on which, and where unsafe code may be.
     Layers,
 }
@@ -36,10 +43,17 @@ enum Bench {
     Link(bench::Link),
 }
 
+#[derive(Subcommand)]
+enum Sim {
+    /// Discovery among thousands of nodes, a tenth of them hostile.
+    Mesh(sim::Mesh),
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.task {
         Task::Bench { what: Bench::Link(link) } => bench::link(&link),
+        Task::Sim { what: Sim::Mesh(options) } => sim::mesh(&options),
         Task::Layers => layers::check(),
     };
     result.unwrap_or_else(|error| {

@@ -91,43 +91,52 @@ impl Allowance {
 
 /// Changes of one record at once, without a limit.
 const BURST: u32 = 10;
-/// Afterwards one in this many milliseconds.
-const PER_CHANGE_MS: u64 = 5000;
+/// Afterwards one in this many milliseconds at least,
+const PER_CHANGE_MS: u64 = 10_000;
+/// and in this many for each record known: members who say something new all
+/// the time shall not cost more in large networks.
+const PER_CHANGE_AND_RECORD_MS: u64 = 10;
 /// Members whose changes are counted at a time.
 const MAX_COUNTED: usize = 20_000;
 
-/// How often each member's records change.
+/// How often each member's records change: changes that count, and since when.
 #[derive(Debug, Default)]
 pub(crate) struct Changes(HashMap<Tag, (u32, u64)>);
 
+fn per_change(records: usize) -> u64 {
+    PER_CHANGE_MS.max(records as u64 * PER_CHANGE_AND_RECORD_MS)
+}
+
 impl Changes {
-    /// Tokens of `tag`, brought up to date.
-    fn count(&self, tag: Tag, now_ms: u64) -> (u32, u64) {
+    /// Changes of `tag` that count, brought up to date.
+    fn count(&self, tag: Tag, records: usize, now_ms: u64) -> (u32, u64) {
         let Some((used, at)) = self.0.get(&tag).copied() else { return (0, now_ms) };
-        let back = now_ms.saturating_sub(at) / PER_CHANGE_MS;
+        let back = now_ms.saturating_sub(at) / per_change(records);
         let used = used.saturating_sub(u32::try_from(back).unwrap_or(u32::MAX));
-        (used, at + back * PER_CHANGE_MS)
+        (used, at + back * per_change(records))
     }
 
-    /// True when the member may change this record now.
-    pub(crate) fn may(&self, tag: Tag, now_ms: u64) -> bool {
-        self.count(tag, now_ms).0 < BURST
+    /// True when the member may change this record now; `records` is how many
+    /// are known in all.
+    pub(crate) fn may(&self, tag: Tag, records: usize, now_ms: u64) -> bool {
+        self.count(tag, records, now_ms).0 < BURST
     }
 
-    pub(crate) fn note(&mut self, tag: Tag, now_ms: u64) {
+    pub(crate) fn note(&mut self, tag: Tag, records: usize, now_ms: u64) {
         if self.0.len() >= MAX_COUNTED {
-            self.forget(now_ms);
+            self.forget(records, now_ms);
         }
         if self.0.len() < MAX_COUNTED || self.0.contains_key(&tag) {
-            let (used, at) = self.count(tag, now_ms);
+            let (used, at) = self.count(tag, records, now_ms);
             self.0.insert(tag, (used + 1, if used == 0 { now_ms } else { at }));
         }
     }
 
     /// Drops counts that are back at nothing.
-    pub(crate) fn forget(&mut self, now_ms: u64) {
-        self.0
-            .retain(|_, (used, at)| now_ms.saturating_sub(*at) < u64::from(*used) * PER_CHANGE_MS);
+    pub(crate) fn forget(&mut self, records: usize, now_ms: u64) {
+        self.0.retain(|_, (used, at)| {
+            now_ms.saturating_sub(*at) < u64::from(*used) * per_change(records)
+        });
         if self.0.is_empty() {
             self.0.shrink_to_fit();
         }
@@ -159,16 +168,16 @@ mod tests {
         let mut changes = Changes::default();
         let mut taken = 0;
         for ms in (0..100_000).step_by(100) {
-            if changes.may(tag, ms) {
-                changes.note(tag, ms);
+            if changes.may(tag, 5, ms) {
+                changes.note(tag, 5, ms);
                 taken += 1;
             }
         }
-        assert!((28..=31).contains(&taken), "{taken}");
-        assert!(changes.may(Tag(16), 0));
-        changes.forget(100_000);
+        assert!((18..=21).contains(&taken), "{taken}");
+        assert!(changes.may(Tag(16), 5, 0));
+        changes.forget(5, 100_000);
         assert_eq!(changes.0.len(), 1);
-        changes.forget(1_000_000);
+        changes.forget(5, 1_000_000);
         assert!(changes.0.is_empty());
     }
 }

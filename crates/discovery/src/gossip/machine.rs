@@ -19,9 +19,11 @@ use super::wants::Wants;
 /// Records a neighbour is asked for at a time.
 const WINDOW: usize = 96;
 /// Neighbours that are told of news of others, beyond the preferred ones.
-const MAX_ACTIVE: usize = 24;
-/// How long news waits for more of it, milliseconds: link states, and others.
-const BATCH_MS: [u64; 2] = [1000, 100];
+const MAX_ACTIVE: usize = 12;
+/// How long news waits for more of it, milliseconds, when it is quiet,
+const BATCH_MS: u64 = 100;
+/// and between two announcements, which is also how long link states wait.
+const BUSY_BATCH_MS: u64 = 1000;
 /// Between comparisons with one neighbour after the other, milliseconds, on
 /// average.
 const REPAIR_MS: u64 = 30_000;
@@ -72,7 +74,10 @@ pub struct Gossip {
     pub(super) store: Store,
     pub(super) neighbours: BTreeMap<NodeId, Neighbour>,
     pub(super) wants: Wants,
-    news: [(Option<u64>, News); 2],
+    news: News,
+    /// When it is announced, and when that was done last.
+    news_due: Option<u64>,
+    announced: u64,
     changes: Changes,
     out: VecDeque<(NodeId, Message)>,
     events: VecDeque<Event>,
@@ -90,7 +95,9 @@ impl Gossip {
             store: Store::new(MAX_MEMORY),
             neighbours: BTreeMap::new(),
             wants: Wants::default(),
-            news: [(None, News::new()), (None, News::new())],
+            news: News::new(),
+            news_due: None,
+            announced: 0,
             changes: Changes::default(),
             out: VecDeque::new(),
             events: VecDeque::new(),
@@ -141,6 +148,11 @@ impl Gossip {
         self.store.end(Tag::new(kind, subject), now.unix);
     }
 
+    /// Whose gossip this is.
+    pub fn own(&self) -> NodeId {
+        self.own
+    }
+
     /// One record.
     pub fn get(&self, kind: Kind, subject: &[u8; 32]) -> Option<&Arc<Record>> {
         self.store.get(Tag::new(kind, subject))
@@ -168,12 +180,11 @@ impl Gossip {
 
     /// Memory of records and of all other state, bytes.
     pub fn memory(&self) -> usize {
-        let news = |n: &News| n.len() * (size_of::<(Tag, (u64, Vec<NodeId>))>() + 64);
         size_of::<Self>()
             + self.store.memory()
             + self.wants.memory()
             + self.changes.memory()
-            + self.news.iter().map(|(_, n)| news(n)).sum::<usize>()
+            + self.news.len() * (size_of::<(Tag, (u64, Vec<NodeId>))>() + 64)
             + self.neighbours.values().map(Neighbour::memory).sum::<usize>()
     }
 
@@ -321,7 +332,7 @@ impl Gossip {
             return;
         }
         let Some(kind) = tag.kind() else { return };
-        let limited = !kind.is_urgent() && !self.changes.may(tag, now.ms);
+        let limited = !kind.is_urgent() && !self.changes.may(tag, self.store.len(), now.ms);
         if limited || Record::too_far_ahead(version >> 16, now.unix) {
             return;
         }
@@ -336,13 +347,11 @@ impl Gossip {
 
     /// `node` need not be told.
     fn is_known_by(&mut self, tag: Tag, version: u64, node: NodeId) {
-        for (_, news) in &mut self.news {
-            if let Some((ours, known_by)) = news.get_mut(&tag)
-                && *ours <= version
-                && !known_by.contains(&node)
-            {
-                known_by.push(node);
-            }
+        if let Some((ours, known_by)) = self.news.get_mut(&tag)
+            && *ours <= version
+            && !known_by.contains(&node)
+        {
+            known_by.push(node);
         }
     }
 
@@ -450,8 +459,14 @@ impl Gossip {
             return;
         }
         let own = record.subject() == &self.own.0;
-        if !own && !record.kind().is_urgent() && !self.changes.may(tag, now.ms) {
-            self.counters.limited += 1;
+        let urgent = record.kind().is_urgent();
+        if !own && !urgent && !self.changes.may(tag, self.store.len(), now.ms) {
+            if record.subject() == &from.0 {
+                // It knows better than to say that much of itself.
+                self.exceeded(from, now);
+            } else {
+                self.counters.limited += 1;
+            }
             return;
         }
         let acceptable = !Record::too_far_ahead(record.sequence(), now.unix)
@@ -484,13 +499,11 @@ impl Gossip {
         let (tag, kind, version) = (record.tag(), record.kind(), record.version());
         self.store.insert(record.clone());
         if from.is_some() && !kind.is_urgent() {
-            self.changes.note(tag, now.ms);
+            self.changes.note(tag, self.store.len(), now.ms);
         }
         let mut known_by = self.wants.offerers(tag);
         known_by.extend(from);
-        for (_, news) in &mut self.news {
-            news.remove(&tag);
-        }
+        self.news.remove(&tag);
         if kind.is_urgent() || from.is_none() {
             let all = kind != Kind::LinkState;
             let tell =
@@ -501,16 +514,17 @@ impl Gossip {
             }
             return;
         }
-        let class = usize::from(kind != Kind::LinkState);
-        let (due, news) = &mut self.news[class];
-        due.get_or_insert(now.ms + BATCH_MS[class]);
-        news.insert(tag, (version, known_by));
+        let wait = if kind == Kind::LinkState { BUSY_BATCH_MS } else { BATCH_MS };
+        let due = (now.ms + wait).max(self.announced + BUSY_BATCH_MS);
+        self.news_due = Some(self.news_due.map_or(due, |other| other.min(due)));
+        self.news.insert(tag, (version, known_by));
     }
 
-    /// Announces the news of a class.
-    fn flush(&mut self, class: usize) {
-        self.news[class].0 = None;
-        let news = std::mem::take(&mut self.news[class].1);
+    /// Announces the news there is.
+    fn announce(&mut self, now: Time) {
+        self.news_due = None;
+        self.announced = now.ms;
+        let news = std::mem::take(&mut self.news);
         let active: Vec<_> =
             self.neighbours.iter().filter(|(_, n)| n.active).map(|(node, _)| *node).collect();
         for node in active {
@@ -529,10 +543,8 @@ impl Gossip {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Time) {
-        for class in 0..self.news.len() {
-            if self.news[class].0.is_some_and(|due| due <= now.ms) {
-                self.flush(class);
-            }
+        if self.news_due.is_some_and(|due| due <= now.ms) {
+            self.announce(now);
         }
         while let Some((node, tag)) = self.wants.overdue(now.ms) {
             self.counters.unanswered += 1;
@@ -560,7 +572,7 @@ impl Gossip {
         }
         if now.ms >= self.next_tidy {
             self.next_tidy = now.ms + REPAIR_MS;
-            self.changes.forget(now.ms);
+            self.changes.forget(self.store.len(), now.ms);
         }
         self.catch_up();
     }
@@ -580,7 +592,7 @@ impl Gossip {
     pub fn poll_timeout(&self) -> u64 {
         let served = self.neighbours.values().filter(|n| !n.owed.is_empty());
         let serve = served.map(|n| n.serve.ready_at()).min();
-        [self.news[0].0, self.news[1].0, self.wants.next_deadline(), serve]
+        [self.news_due, self.wants.next_deadline(), serve]
             .into_iter()
             .flatten()
             .fold(self.next_repair.min(self.next_tidy), u64::min)

@@ -37,3 +37,10 @@ pub use self::limits::{Cause, Counters};
 pub use self::machine::{Event, Gossip, Verdict, Verifier};
 pub use self::message::{CodecError, Item, MAX_ITEMS, MAX_MESSAGE, Message, Range, Sum};
 pub use self::record::{Kind, MAX_SKEW, Record, Tag, Time};
+
+/// Seconds that pass at least between two link states of one node in a network
+/// of so many: all nodes together make five a second at most, so what each of
+/// them pays does not grow with the network.
+pub fn link_state_pause(members: usize) -> u64 {
+    (members as u64 / 5).max(30)
+}

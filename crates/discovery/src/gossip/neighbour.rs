@@ -19,8 +19,8 @@ const TALK: u32 = 200_000;
 const TALK_RATE: u32 = 500;
 /// Drops for these limits after which it is cut off, and how many per second
 /// are forgiven.
-const EXCESS: u32 = 2000;
-const EXCESS_RATE: u32 = 2;
+const EXCESS: u32 = 500;
+const EXCESS_RATE: u32 = 1;
 /// What it asked for and waits for its allowance.
 const MAX_OWED: usize = 2048;
 /// What it offered and we have not asked for yet.

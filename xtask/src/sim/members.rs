@@ -128,6 +128,7 @@ impl Members {
             link_key: LinkPublicKey(member.id.0),
             addresses: addresses(&self.network, member.id).to_vec(),
             routes: Vec::new(),
+            tcp: Vec::new(),
             clients: Vec::new(),
             endpoints: (0..6).map(at).collect(),
             sequence,

@@ -337,6 +337,7 @@ impl Gossip {
             return;
         }
         let Some(neighbour) = self.neighbours.get_mut(&from) else { return };
+        neighbour.behind |= self.wants.is_full();
         if !neighbour.was_refused(tag, version, now.ms)
             && self.wants.offer(from, tag, version)
             && !neighbour.offered(tag)

@@ -15,7 +15,7 @@ const SERVE_RATE: u32 = 16 * 1024;
 const PUSH: u32 = 1024 * 1024;
 const PUSH_RATE: u32 = 32 * 1024;
 /// Items of lists it may send at once, and per second.
-const TALK: u32 = 200_000;
+const TALK: u32 = 1_000_000;
 const TALK_RATE: u32 = 500;
 /// Drops for these limits after which it is cut off, and how many per second
 /// are forgiven.
@@ -24,7 +24,7 @@ const EXCESS_RATE: u32 = 1;
 /// What it asked for and waits for its allowance.
 const MAX_OWED: usize = 2048;
 /// What it offered and we have not asked for yet.
-const MAX_QUEUE: usize = 100_000;
+const MAX_QUEUE: usize = 8192;
 /// What it offered and was refused.
 const MAX_REFUSED: usize = 128;
 /// How long that is remembered, milliseconds.

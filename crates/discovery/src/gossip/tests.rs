@@ -379,7 +379,7 @@ fn floods_are_dropped_and_then_cut_off() {
     let mut world = World::mesh(2);
     world.run(100);
     let all = Range::all(1);
-    for n in 0..3000 {
+    for n in 0..1200 {
         let items = (0..2000)
             .map(|i| Item { tag: Tag((n * 2000 + i) << 3 | 2), version: 1 << 16 })
             .collect();

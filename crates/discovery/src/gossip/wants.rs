@@ -9,10 +9,10 @@ use warren_types::NodeId;
 
 use super::record::Tag;
 
-/// Most wants at a time: more than the records a node may hold.
-const MAX_WANTS: usize = 100_000;
+/// Most wants at a time. What is offered beyond is found again by comparison.
+const MAX_WANTS: usize = 2048;
 /// Most neighbours remembered for one record.
-const MAX_OFFERS: usize = 6;
+const MAX_OFFERS: usize = 4;
 /// How long a neighbour has to deliver, milliseconds.
 pub(crate) const PATIENCE_MS: u64 = 3000;
 
@@ -36,9 +36,14 @@ impl Wants {
         self.wants.len()
     }
 
+    /// True when nothing more can be wanted.
+    pub(crate) fn is_full(&self) -> bool {
+        self.wants.len() >= MAX_WANTS
+    }
+
     /// Notes an offer. True when it is to be queued for asking.
     pub(crate) fn offer(&mut self, from: NodeId, tag: Tag, version: u64) -> bool {
-        if self.wants.len() >= MAX_WANTS && !self.wants.contains_key(&tag) {
+        if self.is_full() && !self.wants.contains_key(&tag) {
             return false;
         }
         let want = self.wants.entry(tag).or_default();

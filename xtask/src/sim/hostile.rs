@@ -23,7 +23,8 @@ pub(crate) fn act(world: &mut World) {
             Vice::Forging => forge(world, who, to, victim),
             Vice::Replaying => replay(world, who, to),
             Vice::Accusing => {
-                let record = world.members.accuse(who, victim, world.now());
+                let bad = world.random.chance(0.5);
+                let record = world.members.accuse(victim, bad, world.now());
                 let list = record.into_iter().collect();
                 world.send(who, to, Payload::Message(Message::Records(list)));
             }

@@ -20,8 +20,10 @@ use warren_control::identity::IdentityKey;
 use warren_control::link_state::{LinkReport, LinkStateBody, LinkStateError, SignedLinkState};
 use warren_control::membership::Membership;
 use warren_control::network::{NetworkParameters, fingerprint};
-use warren_control::revocation::{REVOCATION_LIFE, RevocationList, SignedRevocation};
-use warren_control::verify::TrustRoot;
+use warren_control::revocation::{
+    RevocationBody, RevocationError, RevocationList, SignedRevocation,
+};
+use warren_control::trust::Trust;
 use warren_discovery::gossip::{Kind, Record, Time, Verdict};
 use warren_types::{LinkPublicKey, NodeId, Suite};
 
@@ -55,6 +57,9 @@ pub(crate) struct Members {
     pub(crate) network: NetworkParameters,
     pub(crate) membership: Membership,
     authority: Authority,
+    trust: Trust,
+    /// Another network's, with which accusers sign.
+    rogue: Authority,
     pub(crate) list: Vec<Member>,
     index: HashMap<NodeId, usize>,
     genuine: HashSet<u128>,
@@ -70,16 +75,17 @@ impl Members {
         let name = "sim".parse().context("a name")?;
         let key = IdentityKey::generate(random)?;
         let authority = Authority::create(key, &name, unix, random)?;
+        let rogue = Authority::create(IdentityKey::generate(random)?, &name, unix, random)?;
         let print = fingerprint(authority.certificate());
         let network = NetworkParameters::certificate(name.clone(), Suite::Aes256Gcm, &print);
-        let root = TrustRoot::new(authority.certificate().to_vec(), name, network.id)?;
+        let trust = Trust::new(authority.certificate().to_vec(), name, network.id)?;
         let mut list = Vec::with_capacity(count);
         for n in 0..count {
             let key = IdentityKey::generate(random)?;
             let id = key.id();
             let name = format!("node-{n}");
             let addresses = addresses(&network, id).to_vec();
-            let request = CertificateRequest { id, name: name.parse()?, addresses };
+            let request = CertificateRequest { id, name: name.parse()?, addresses, origin: None };
             let chain = vec![authority.issue(&request, unix, random)?];
             list.push(Member { key, id, chain, name, sequence: 0, latest: (0, false) });
         }
@@ -87,8 +93,10 @@ impl Members {
         let index = list.iter().enumerate().map(|(n, m)| (m.id, n)).collect();
         Ok(Self {
             network,
-            membership: Membership::Certificate(root),
+            membership: Membership::Certificate(trust.clone()),
             authority,
+            trust,
+            rogue,
             list,
             index,
             genuine: HashSet::new(),
@@ -129,6 +137,7 @@ impl Members {
             addresses: addresses(&self.network, member.id).to_vec(),
             routes: Vec::new(),
             tcp: Vec::new(),
+            keys: None,
             clients: Vec::new(),
             endpoints: (0..6).map(at).collect(),
             sequence,
@@ -171,16 +180,21 @@ impl Members {
         Record::new(record.kind(), *record.subject(), sequence, record.expires(), &body)
     }
 
-    /// A revocation of `victim`, signed by `who` instead of the CA.
-    pub(crate) fn accuse(&self, who: usize, victim: usize, now: Time) -> Option<Arc<Record>> {
-        let (key, victim) = (&self.list[who].key, self.list[victim].id);
-        revocation_record(&SignedRevocation::sign(key, self.network.id, victim, now.unix))
+    /// A revocation of `victim`: by an authority of another network, or with
+    /// a signature that is none.
+    pub(crate) fn accuse(&self, victim: usize, bad: bool, now: Time) -> Option<Arc<Record>> {
+        let body = RevocationBody::of(self.network.id, self.list[victim].id, now.unix);
+        let mut signed = SignedRevocation::sign(&self.rogue, &self.trust, &body);
+        if bad {
+            signed.chain = vec![self.list[victim].chain[0].clone()];
+        }
+        revocation_record(&signed)
     }
 
     /// A revocation by the CA.
     pub(crate) fn revoke(&mut self, who: usize, now: Time) -> Arc<Record> {
-        let (key, node) = (self.authority.key(), self.list[who].id);
-        let signed = SignedRevocation::sign(key, self.network.id, node, now.unix);
+        let body = RevocationBody::of(self.network.id, self.list[who].id, now.unix);
+        let signed = SignedRevocation::sign(&self.authority, &self.trust, &body);
         self.note(revocation_record(&signed))
     }
 
@@ -207,7 +221,7 @@ impl Members {
         self.verified += 1;
         let found = match record.kind() {
             Kind::Descriptor => self.check_descriptor(record, now),
-            Kind::Revocation => self.check_revocation(record),
+            Kind::Revocation => self.check_revocation(record, now),
             Kind::LinkState => self.check_link_state(record, now),
             Kind::Trust | Kind::RouteApproval => (Verdict::Ignore, Meaning::Other),
         };
@@ -258,15 +272,20 @@ impl Members {
         }
     }
 
-    fn check_revocation(&self, record: &Record) -> (Verdict, Meaning) {
+    fn check_revocation(&self, record: &Record, now: Time) -> (Verdict, Meaning) {
         let forged = (Verdict::Forged, Meaning::Other);
         let Ok(signed) = SignedRevocation::from_bytes(record.body()) else { return forged };
         if revocation_record(&signed).as_deref() != Some(record) {
             return forged;
         }
-        let ca = self.authority.key().id();
-        match signed.verify(ca, self.network.id) {
-            Ok(body) => (Verdict::Accept, Meaning::Revocation(self.index(body.node))),
+        match RevocationList::default().insert(signed, &self.trust, now.unix) {
+            Ok(_) => {
+                let who = self.index(NodeId(*record.subject()));
+                (Verdict::Accept, Meaning::Revocation(who))
+            }
+            Err(RevocationError::Over | RevocationError::Full | RevocationError::UnknownSigner) => {
+                (Verdict::Ignore, Meaning::Other)
+            }
             Err(_) => forged,
         }
     }
@@ -287,6 +306,5 @@ fn descriptor_record(signed: &SignedDescriptor) -> Option<Arc<Record>> {
 
 fn revocation_record(signed: &SignedRevocation) -> Option<Arc<Record>> {
     let body = signed.peek().ok()?;
-    let (sequence, expires) = (body.at * 1000, body.at + REVOCATION_LIFE);
-    Record::new(Kind::Revocation, body.node.0, sequence, expires, &signed.to_bytes())
+    Record::new(Kind::Revocation, body.node.0, body.sequence(), body.ends(), &signed.to_bytes())
 }

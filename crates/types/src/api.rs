@@ -149,6 +149,9 @@ pub struct NodeStatus {
     pub version: String,
     /// Seconds until the node's certificate ends; absent without certificates.
     pub certificate_expires_s: Option<i64>,
+    /// Bytes passed on between other members since the start.
+    #[serde(default)]
+    pub relayed_bytes: u64,
 }
 
 /// The network.

@@ -39,6 +39,7 @@ impl Daemon {
                 uptime_s: self.epoch.elapsed().as_secs(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 certificate_expires_s: expires,
+                relayed_bytes: self.engine.relayed().1,
             },
             network: NetworkStatus {
                 name: self.member.network.name.to_string(),

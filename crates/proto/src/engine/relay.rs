@@ -34,6 +34,12 @@ impl Engine {
         }
     }
 
+    /// What was passed on between others since the start: frames, and their
+    /// bytes.
+    pub fn relayed(&self) -> (u64, u64) {
+        self.core.tables.relayed.get()
+    }
+
     /// Gives each link its route; `routes` is the snapshot about to be
     /// published.
     pub(super) fn apply_relay_routes(&self, routes: &Routes) {

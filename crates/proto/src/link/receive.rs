@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use warren_types::{DropReason, mesh_address};
+use warren_types::{DropReason, mesh_address, mesh_node};
 
 use super::event::{Outputs, ToEngine};
 use super::frame::is_data;
@@ -125,6 +125,10 @@ impl Receiver {
         segment: usize,
         now_ms: u64,
     ) {
+        if mesh_node(from).is_some() {
+            // Only what relay frames carry is from there.
+            return io.dropped(DropReason::RelayForged, data.len().div_ceil(segment.max(1)) as u64);
+        }
         self.refresh(tables);
         let arrival = Arrival { from, tos, now_ms, relayed: None };
         self.datagrams(io, tables, mac_key, arrival, data.chunks(segment.max(1)).peekable());

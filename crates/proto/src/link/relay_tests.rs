@@ -291,6 +291,15 @@ fn lists_that_lie_are_refused() {
 }
 
 #[test]
+fn nothing_comes_from_a_mesh_address_by_itself() {
+    let row = &mut Row::new(3);
+    let out = row.transmit(0, Vnet::default(), &tcp_packet(false, 1, 0x10, b"x", 0));
+    let io = row.receive(1, &out, mesh_address(overlay(2)));
+    assert_eq!(io.drops, [(DropReason::RelayForged, 1)]);
+    assert!(io.sent.is_empty() && io.events.is_empty());
+}
+
+#[test]
 fn no_relaying_without_leave() {
     let row = &mut Row::new(3);
     publish(&row.nodes[1], 1, false);

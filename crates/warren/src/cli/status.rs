@@ -41,6 +41,9 @@ fn render(status: &Status) -> String {
         row("LAN", format!("no discovery: {reason}"));
     }
     row("uptime", span(node.uptime_s));
+    if node.relayed_bytes > 0 {
+        row("relayed", format!("{} between other members", bytes(node.relayed_bytes)));
+    }
     for warning in &status.warnings {
         row("warning", warning.clone());
     }
@@ -165,6 +168,7 @@ mod tests {
                 uptime_s: 3700,
                 version: "0.1.0".into(),
                 certificate_expires_s: Some(90 * 86_400),
+                relayed_bytes: 3_000_000,
             },
             network: NetworkStatus {
                 name: "lab".into(),
@@ -216,6 +220,7 @@ mod tests {
             "gpu-1 in lab, admits others",
             "100.64.0.1, fd00::1",
             "certificate good for 90 d",
+            "3.0 MB between other members",
             "replay 3",
             "no endpoint is reachable",
             "direct",

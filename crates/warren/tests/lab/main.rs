@@ -20,6 +20,7 @@ mod mesh;
 mod names;
 mod nat;
 mod network;
+mod relay;
 mod router;
 mod stock;
 mod story;
@@ -64,6 +65,12 @@ const SCENARIOS: &[Scenario] = &[
     ("ipv6_alone_carries_a_mesh", world::ipv6_alone_carries_a_mesh),
     ("large_pings_cross_a_small_underlay", world::large_pings_cross_a_small_underlay),
     ("a_mesh_forms_in_bad_weather", world::a_mesh_forms_in_bad_weather),
+    ("traffic_goes_over_one_relay", relay::traffic_goes_over_one_relay),
+    ("traffic_goes_over_two_relays", relay::traffic_goes_over_two_relays),
+    (
+        "a_relay_learns_nothing_of_what_it_passes_on",
+        relay::a_relay_learns_nothing_of_what_it_passes_on,
+    ),
     ("garbage_does_not_hurt_honest_peers", attacks::garbage_does_not_hurt_honest_peers),
     ("forged_initiations_do_not_hurt_honest_peers", attacks::forged_initiations),
     ("names_resolve_on_every_node_and_go_with_it", names::names_resolve_and_go),
@@ -78,7 +85,10 @@ const SCENARIOS: &[Scenario] = &[
 ];
 
 /// Minutes each; with `--long` only.
-const LONG: &[Scenario] = &[("a_rekey_loses_nothing", story::a_rekey_loses_nothing)];
+const LONG: &[Scenario] = &[
+    ("the_price_of_a_relay", relay::the_price_of_a_relay),
+    ("a_rekey_loses_nothing", story::a_rekey_loses_nothing),
+];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

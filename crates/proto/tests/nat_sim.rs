@@ -201,6 +201,25 @@ fn mappings_are_kept_alive_and_new_ones_found() {
 }
 
 #[test]
+fn a_nat_that_forgets_everything_is_survived() {
+    for kinds in [(Nat::PortRestricted, Nat::PortRestricted), (Nat::Symmetric, Nat::Restricted)] {
+        let (mut world, mut next) = talking(kinds.0, kinds.1);
+        for _ in 0..3 {
+            world.nodes[0].nat.restart();
+            let start = world.now;
+            next = world.talk(next, secs(60), 500);
+            for i in 0..2 {
+                let gap = world.longest_gap(i, start);
+                assert!(gap <= ms(1_100), "{kinds:?} {i}: {gap:?}");
+            }
+            let changes = world.changes(0, start);
+            println!("{kinds:?}: {changes:?}");
+            assert!(world.both(PathKind::Direct), "{kinds:?}");
+        }
+    }
+}
+
+#[test]
 fn strangers_named_by_a_peer_get_few_small_probes() {
     let mut world = ready(Nat::None, Nat::None, 9);
     world.talk(0, secs(2), 100);

@@ -63,6 +63,12 @@ pub(crate) struct NatBox {
 }
 
 impl NatBox {
+    /// As after a restart: other ports, no memory.
+    pub(crate) fn restart(&mut self) {
+        self.mappings.clear();
+        self.next_port += 300;
+    }
+
     fn out(&mut self, to: SocketAddr, now: Duration) -> u16 {
         let forgets = self.forgets;
         self.mappings.retain(|mapping| now < mapping.used + forgets);

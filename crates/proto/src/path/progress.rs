@@ -9,7 +9,7 @@ const PROOF: u32 = 3;
 const PROOF_MS: u64 = 400;
 /// A figure for loss takes this long and this many packets.
 const WINDOW_MS: u64 = 1_000;
-const WINDOW: u64 = 200;
+const WINDOW: u64 = 50;
 /// Figures older than this are of another time.
 const KEEP_MS: u64 = 10_000;
 

@@ -237,3 +237,24 @@ fn strangers_named_by_a_peer_get_few_small_probes() {
     assert!(total <= 2 * (49 + 2 * 600 + 2), "{total}");
     assert_eq!(world.kind(0, 1), Some(PathKind::Direct), "and the link is unharmed");
 }
+
+#[test]
+fn a_thin_flow_leaves_a_lossy_path_in_time() {
+    let mut times = Vec::new();
+    for seed in 0..20 {
+        let mut world = ready(Nat::None, Nat::None, seed);
+        let mut next = world.talk(0, secs(5) + ms(37 * seed), 100);
+        world.spoil(Spoil { loss: 0.05, ..Spoil::default() });
+        let start = world.now;
+        while world.kind(0, 1) == Some(PathKind::Direct) && world.now < start + secs(20) {
+            world.send(0, 1, next, 100);
+            world.send(1, 0, next, 100);
+            next += 1;
+            world.run(ms(10));
+        }
+        times.push(world.now - start);
+    }
+    times.sort_unstable();
+    println!("{times:?}");
+    assert!(times[16] <= secs(5) && times[19] <= secs(8), "{times:?}");
+}

@@ -23,8 +23,8 @@ const MIN_SAMPLES: u32 = 16;
 /// What is added to the cost of a detour, µs: others carry its load.
 const TCP_COST_US: u64 = 5_000;
 const RELAY_COST_US: u64 = 10_000;
-/// Cost of each percent lost, µs: 5 % weigh as much as 200 ms.
-const LOSS_COST_US: f64 = 40_000.0;
+/// Cost of each percent lost, µs: 5 % weigh as much as 250 ms.
+const LOSS_COST_US: f64 = 50_000.0;
 /// Less than this is not held against a path.
 const LOSS_FLOOR: f64 = 0.01;
 /// Cost of a path that swallowed data, while that is remembered.

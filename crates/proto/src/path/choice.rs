@@ -117,7 +117,8 @@ impl Paths {
     fn improve(&mut self, now_ms: u64) -> Option<(SocketAddr, PathReason)> {
         let active = self.current()?;
         let loss = match (self.progress.loss(), active.loss(now_ms)) {
-            (Some(data), _) => data,
+            // Probes are lost on the way back as well, and are few.
+            (Some(data), echoes) => data.max(echoes.unwrap_or(0.0) / 2.0),
             (None, echoes) => echoes.unwrap_or(0.0),
         };
         let cost = active.cost_with_loss_us(loss, now_ms)?;
@@ -135,21 +136,27 @@ impl Paths {
                 && (theirs as f64) < cost as f64 * GAIN
                 && theirs.saturating_add(GAIN_US) <= cost
         });
-        let Some(better) = better.map(|path| path.address) else {
-            self.better = None;
-            return None;
-        };
-        let lossy = loss >= 0.01;
-        let since = match self.better {
-            Some((address, since)) if address == better => since,
-            _ => {
-                self.better = Some((better, now_ms));
-                now_ms
-            }
-        };
-        if now_ms < since + LASTING_MS || now_ms < self.switched_ms + DWELL_MS {
+        let better = better.map(|path| path.address);
+        if !self.lasting(better, now_ms) || now_ms < self.switched_ms + DWELL_MS {
             return None;
         }
-        Some((better, if lossy { PathReason::Lossy } else { PathReason::Faster }))
+        let better = better?;
+        Some((better, if loss >= 0.01 { PathReason::Lossy } else { PathReason::Faster }))
+    }
+
+    /// True when `better` has been so for long enough, moments when nothing was
+    /// taken off.
+    fn lasting(&mut self, better: Option<SocketAddr>, now_ms: u64) -> bool {
+        let (address, for_ms, last_ms) = match (self.better, better) {
+            (Some(before), None) => before,
+            (Some(before), Some(address)) if before.0 == address => before,
+            (_, Some(address)) => (address, 0, now_ms),
+            (None, None) => return false,
+        };
+        let passed = now_ms.saturating_sub(last_ms).min(LASTING_MS / 2);
+        let for_ms = if better.is_some() { for_ms + passed } else { for_ms.saturating_sub(passed) };
+        let for_ms = for_ms.min(LASTING_MS);
+        self.better = (better.is_some() || for_ms > 0).then_some((address, for_ms, now_ms));
+        better.is_some() && for_ms >= LASTING_MS
     }
 }

@@ -187,8 +187,8 @@ pub(crate) struct Paths {
     switched_ms: u64,
     /// Changes because of silence lately: (how many, the last one).
     unrest: (u32, u64),
-    /// A path that is better than the active one, and since when.
-    better: Option<(SocketAddr, u64)>,
+    /// A path that is better than the active one, for how long, as of when.
+    better: Option<(SocketAddr, u64, u64)>,
     /// Something came from a new address.
     moved: Option<(SocketAddr, u64)>,
     /// All paths were asked at once, because the active one missed a probe.

@@ -7,9 +7,11 @@ const SIGN: u64 = 3;
 /// Answers in a row with that sign, over this time, that are proof.
 const PROOF: u32 = 3;
 const PROOF_MS: u64 = 400;
-/// A figure for loss takes this long and this many packets.
-const WINDOW_MS: u64 = 1_000;
-const WINDOW: u64 = 50;
+/// A figure for loss takes this long and this many packets…
+const WINDOW_MS: u64 = 500;
+const WINDOW: u64 = 25;
+/// …and counts this much against those before.
+const WEIGHT: f64 = 0.4;
 /// Figures older than this are of another time.
 const KEEP_MS: u64 = 10_000;
 
@@ -22,9 +24,10 @@ pub(super) struct Progress {
     stalled_since_ms: u64,
     /// (sent, received, when) at the start of the window.
     window: Option<(u64, u64, u64)>,
-    /// The last two windows' shares lost, and when the later one ended. Packets
-    /// sealed but not sent yet make one too high and the next too low.
-    samples: [Option<f64>; 2],
+    /// Smoothed share lost after the last window and after the one before, and
+    /// when the last one ended. Packets sealed but not sent yet make one window
+    /// too high and the next too low, even negative.
+    smoothed: [Option<f64>; 2],
     sampled_ms: u64,
 }
 
@@ -57,7 +60,7 @@ impl Progress {
 
     fn measure(&mut self, sent: u64, received: u64, now_ms: u64) {
         if now_ms > self.sampled_ms + KEEP_MS {
-            self.samples = [None; 2];
+            self.smoothed = [None; 2];
         }
         let Some((sent0, received0, at)) = self.window.filter(|(_, r, _)| received >= *r) else {
             self.window = Some((sent, received, now_ms));
@@ -71,7 +74,8 @@ impl Progress {
             return;
         }
         let share = 1.0 - (received - received0) as f64 / packets as f64;
-        self.samples = [self.samples[1], Some(share)];
+        let before = self.smoothed[1].unwrap_or(0.0);
+        self.smoothed = [self.smoothed[1], Some(before + (share - before) * WEIGHT)];
         self.sampled_ms = now_ms;
         self.window = Some((sent, received, now_ms));
     }
@@ -84,7 +88,7 @@ impl Progress {
     /// Share of our data that does not arrive, when enough flows to know: the
     /// lesser of the last two figures.
     pub(super) fn loss(&self) -> Option<f64> {
-        match self.samples {
+        match self.smoothed {
             [Some(a), Some(b)] => Some(a.min(b).clamp(0.0, 1.0)),
             _ => None,
         }
@@ -122,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn loss_needs_two_windows_and_trains_under_way_are_none() {
+    fn loss_is_measured_and_trains_under_way_are_none() {
         let mut progress = Progress::default();
         let mut now = 0;
         for n in 0..=20u64 {
@@ -132,7 +136,7 @@ mod tests {
         }
         assert!(progress.loss().unwrap() < 0.01, "{:?}", progress.loss());
         let mut progress = Progress::default();
-        for n in 0..=6u64 {
+        for n in 0..=20u64 {
             now += 500;
             progress.note(n * 200, n * 190, now);
         }

@@ -116,6 +116,44 @@ pub enum DirectoryChange {
 /// Nodes win over clients, then the smaller id wins.
 type Claimant = (bool, NodeId);
 
+/// Who claims one thing, the winner first. Nearly always one, so that a tree
+/// for each would be most of the directory's memory.
+#[derive(Debug)]
+struct Claims<T>(Vec<T>);
+
+impl<T> Default for Claims<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T: Ord> Claims<T> {
+    fn insert(&mut self, claimant: T) {
+        if let Err(at) = self.0.binary_search(&claimant) {
+            self.0.reserve_exact(1);
+            self.0.insert(at, claimant);
+        }
+    }
+
+    fn remove(&mut self, claimant: &T) {
+        if let Ok(at) = self.0.binary_search(claimant) {
+            self.0.remove(at);
+        }
+    }
+
+    fn first(&self) -> Option<&T> {
+        self.0.first()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &T> {
+        self.0.iter()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 #[derive(Debug)]
 struct Entry {
     descriptor: Arc<Descriptor>,
@@ -129,8 +167,8 @@ pub struct Directory {
     network: NetworkId,
     membership: Membership,
     nodes: BTreeMap<NodeId, Entry>,
-    names: HashMap<NodeName, BTreeSet<NodeId>>,
-    addresses: BTreeMap<IpAddr, BTreeSet<Claimant>>,
+    names: HashMap<NodeName, Claims<NodeId>>,
+    addresses: HashMap<IpAddr, Claims<Claimant>>,
     link_keys: HashMap<LinkPublicKey, NodeId>,
     /// By the key a node began with: the one it has now.
     origins: HashMap<NodeId, NodeId>,
@@ -167,7 +205,7 @@ impl Directory {
             membership,
             nodes: BTreeMap::new(),
             names: HashMap::new(),
-            addresses: BTreeMap::new(),
+            addresses: HashMap::new(),
             link_keys: HashMap::new(),
             origins: HashMap::new(),
             released: BTreeMap::new(),

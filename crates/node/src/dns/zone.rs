@@ -6,7 +6,8 @@
 //! Invariants: an entry disappears with its owner; of two owners of one name
 //! the smaller id is answered, as in the directory. No sockets, no clock.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::IpAddr;
 
 use hickory_proto::ProtoError;
@@ -49,14 +50,38 @@ pub enum Found {
     Missing,
 }
 
+/// Enters an owner, the smallest first.
+fn add<K: Eq + Hash>(map: &mut HashMap<K, Vec<NodeId>>, key: K, owner: NodeId) {
+    let owners = map.entry(key).or_default();
+    if let Err(at) = owners.binary_search(&owner) {
+        owners.reserve_exact(1);
+        owners.insert(at, owner);
+    }
+}
+
+fn drop_from<K, Q>(map: &mut HashMap<K, Vec<NodeId>>, key: &Q, owner: NodeId)
+where
+    K: Eq + Hash + std::borrow::Borrow<Q>,
+    Q: Eq + Hash + ?Sized,
+{
+    if let Some(owners) = map.get_mut(key) {
+        owners.retain(|other| *other != owner);
+        if owners.is_empty() {
+            map.remove(key);
+        }
+    }
+}
+
 /// The network's names.
 #[derive(Debug)]
 pub struct Zone {
     apex: Name,
     server: Name,
     prefixes: Vec<IpNet>,
-    names: BTreeMap<String, BTreeMap<NodeId, Vec<IpAddr>>>,
-    pointers: HashMap<IpAddr, BTreeMap<NodeId, String>>,
+    /// Whose entries a name is in; nearly always one's.
+    names: HashMap<String, Vec<NodeId>>,
+    /// Likewise an address.
+    pointers: HashMap<IpAddr, Vec<NodeId>>,
     owners: HashMap<NodeId, Vec<Entry>>,
     serial: u32,
 }
@@ -78,7 +103,7 @@ impl Zone {
             apex,
             server,
             prefixes,
-            names: BTreeMap::new(),
+            names: HashMap::new(),
             pointers: HashMap::new(),
             owners: HashMap::new(),
             serial: 1,
@@ -112,11 +137,9 @@ impl Zone {
         }
         self.remove(owner);
         for (name, addresses) in &entries {
-            let all = self.names.entry(name.as_str().to_owned()).or_default();
-            all.entry(owner).or_default().extend(addresses);
+            add(&mut self.names, name.as_str().to_owned(), owner);
             for address in addresses {
-                let at = self.pointers.entry(*address).or_default();
-                at.insert(owner, name.as_str().to_owned());
+                add(&mut self.pointers, *address, owner);
             }
         }
         self.owners.insert(owner, entries);
@@ -127,19 +150,9 @@ impl Zone {
     pub fn remove(&mut self, owner: NodeId) {
         let Some(entries) = self.owners.remove(&owner) else { return };
         for (name, addresses) in entries {
-            if let Some(all) = self.names.get_mut(name.as_str()) {
-                all.remove(&owner);
-                if all.is_empty() {
-                    self.names.remove(name.as_str());
-                }
-            }
+            drop_from(&mut self.names, name.as_str(), owner);
             for address in addresses {
-                if let Some(at) = self.pointers.get_mut(&address) {
-                    at.remove(&owner);
-                    if at.is_empty() {
-                        self.pointers.remove(&address);
-                    }
-                }
+                drop_from(&mut self.pointers, &address, owner);
             }
         }
         self.serial = self.serial.wrapping_add(1);
@@ -158,11 +171,15 @@ impl Zone {
         let label = name.iter().next().and_then(|l| std::str::from_utf8(l).ok());
         match (below, label) {
             (0, _) => Found::Apex,
-            (1, Some(label)) => self
-                .names
-                .get(&label.to_ascii_lowercase())
-                .and_then(|all| all.values().next())
-                .map_or(Found::Missing, |addresses| Found::Addresses(addresses.clone())),
+            (1, Some(label)) => {
+                let label = label.to_ascii_lowercase();
+                let owner = self.names.get(&label).and_then(|all| all.first());
+                let entries = owner.and_then(|owner| self.owners.get(owner));
+                entries.map_or(Found::Missing, |entries| {
+                    let named = entries.iter().filter(|(name, _)| name.as_str() == label);
+                    Found::Addresses(named.flat_map(|(_, addresses)| addresses).copied().collect())
+                })
+            }
             _ => Found::Missing,
         }
     }
@@ -181,8 +198,11 @@ impl Zone {
             let inside = self.pointers.keys().any(|address| asked.contains(address));
             if inside { Found::Empty } else { Found::Missing }
         } else {
-            let holder = self.pointers.get(&asked.addr()).and_then(|at| at.values().next());
-            let full = holder.and_then(|label| self.apex.prepend_label(label.as_str()).ok());
+            let address = asked.addr();
+            let owner = self.pointers.get(&address).and_then(|at| at.first());
+            let entries = owner.and_then(|owner| self.owners.get(owner)).into_iter().flatten();
+            let holder = entries.rev().find(|(_, addresses)| addresses.contains(&address));
+            let full = holder.and_then(|(label, _)| self.apex.prepend_label(label.as_str()).ok());
             full.map_or(Found::Missing, Found::Pointer)
         };
         Some(Lookup { zone: name.trim_to(labels), found })

@@ -157,7 +157,14 @@ impl Daemon {
             tokio::select! {
                 biased;
                 _ = &mut stop => self.ending = Some(Ending::Stop),
-                Some(event) = inbox.control.recv() => self.handle_control(event),
+                Some(event) = inbox.control.recv() => {
+                    self.handle_control(event);
+                    // Tables are made anew once a turn, whatever it changed.
+                    for _ in 1..TURN {
+                        let Ok(event) = inbox.control.try_recv() else { break };
+                        self.handle_control(event);
+                    }
+                }
                 Some(event) = inbox.links.recv() => {
                     self.handle_worker(event, 0);
                     for _ in 1..TURN {

@@ -206,7 +206,9 @@ fn key_der(key: &IdentityKey) -> PrivateKeyDer<'static> {
     PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.to_pkcs8().to_vec()))
 }
 
-pub(crate) fn transport(timing: &Timing) -> Arc<TransportConfig> {
+/// `keep_alive`: the dialer's alone, since what it sends and the answer show
+/// both ends that the other lives.
+fn transport(timing: &Timing, keep_alive: Option<Duration>) -> Arc<TransportConfig> {
     let mut config = TransportConfig::default();
     let idle = IdleTimeout::try_from(timing.idle)
         .unwrap_or_else(|_| IdleTimeout::from(VarInt::from_u32(10_000)));
@@ -214,7 +216,7 @@ pub(crate) fn transport(timing: &Timing) -> Arc<TransportConfig> {
     probing.upper_bound(1452);
     config
         .max_idle_timeout(Some(idle))
-        .keep_alive_interval(Some(timing.keep_alive))
+        .keep_alive_interval(keep_alive)
         .initial_mtu(1200)
         .mtu_discovery_config(Some(probing))
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
@@ -258,7 +260,7 @@ pub(crate) fn client(
     config.resumption = rustls::client::Resumption::disabled();
     let crypto = QuicClientConfig::try_from(config).map_err(|e| TlsError::Quic(e.to_string()))?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-    config.transport_config(transport(timing));
+    config.transport_config(transport(timing, Some(timing.keep_alive)));
     Ok(config)
 }
 
@@ -287,7 +289,7 @@ pub(crate) fn server(
     let crypto = QuicServerConfig::try_from(config).map_err(|e| TlsError::Quic(e.to_string()))?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     config
-        .transport_config(transport(timing))
+        .transport_config(transport(timing, None))
         .max_incoming(256)
         .incoming_buffer_size(32 * 1024)
         .incoming_buffer_size_total(4 * 1024 * 1024);

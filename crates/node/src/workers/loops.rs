@@ -11,6 +11,7 @@ use warren_os::tun::{TunOffloads, TunQueue};
 use warren_os::udp::{RecvBatch, UdpSocket};
 use warren_os::wait::{Ready, Waker, wait_readable};
 use warren_proto::link::receive::Receiver;
+use warren_proto::link::session::{TYPE_TRANSPORT_AES, TYPE_TRANSPORT_WIREGUARD};
 use warren_proto::link::tables::Tables;
 use warren_proto::link::transmit::{FRAME_BUFFER, TAIL_ROOM, Transmitter};
 use warren_proto::noise::MacKey;
@@ -51,6 +52,9 @@ impl Shared {
 /// where one thread serves both.
 const TURN_FRAMES: usize = 64;
 const TURN_BYTES: usize = 256 * 1024;
+
+/// First bytes of datagrams that may hold packets for this host.
+const TRAFFIC: [u8; 2] = [TYPE_TRANSPORT_AES, TYPE_TRANSPORT_WIREGUARD];
 
 /// How a turn ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,7 +160,11 @@ impl Receiving {
         let now_ms = shared.now_ms();
         for i in 0..count {
             if let Some(train) = self.batch.train(i) {
-                self.bytes += train.data.len();
+                // After handshakes and the control transport nobody here answers
+                // at once.
+                if train.data.first().is_some_and(|first| TRAFFIC.contains(first)) {
+                    self.bytes += train.data.len();
+                }
                 self.receiver.train(
                     &mut io,
                     &shared.tables,

@@ -87,7 +87,7 @@ pub(crate) fn link(options: &Link) -> Result<ExitCode> {
 }
 
 /// Builds the release binary and returns its directory.
-fn build_warren() -> Result<PathBuf> {
+pub(crate) fn build_warren() -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo).args(["build", "--release", "-p", "warren"]).status()?;
     ensure!(status.success(), "the build of warren failed");

@@ -55,9 +55,17 @@ const LAYERS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "xtask",
-        &["warren-lab", "warren-types", "warren-control", "warren-discovery"],
-        "tasks use the lab, and simulate thousands of nodes with the pure crates; the product is \
-         run, not linked",
+        &[
+            "warren-lab",
+            "warren-types",
+            "warren-control",
+            "warren-discovery",
+            "warren-node",
+            "warren-os",
+            "warren-proto",
+        ],
+        "tasks use the lab, and simulate thousands of nodes with the pure crates; only `bench \
+         scale` links the node, to have hundreds of active ones in one process",
     ),
 ];
 

@@ -1,4 +1,4 @@
-//! Development tasks: `cargo xtask bench link`, `cargo xtask sim mesh`,
+//! Development tasks: `cargo xtask bench link|scale`, `cargo xtask sim mesh`,
 //! `cargo xtask layers`.
 //!
 //! Logic lives in modules (and in the lab); this file only reads the command
@@ -7,6 +7,7 @@
 
 mod bench;
 mod layers;
+mod scale;
 mod sim;
 
 use std::process::ExitCode;
@@ -41,6 +42,11 @@ enum Task {
 enum Bench {
     /// Beside other VPNs on one link between two network namespaces.
     Link(bench::Link),
+    /// One daemon in a network of thousands.
+    Scale(scale::Scale),
+    /// The active peers of `bench scale`, which starts this by itself.
+    #[command(hide = true)]
+    Farm(scale::Farm),
 }
 
 #[derive(Subcommand)]
@@ -54,6 +60,8 @@ fn main() -> ExitCode {
     let result = match arguments.task {
         Task::Bench { what: Bench::Link(link) } => bench::link(&link),
         Task::Sim { what: Sim::Mesh(options) } => sim::mesh(&options),
+        Task::Bench { what: Bench::Scale(scale) } => scale::scale(&scale),
+        Task::Bench { what: Bench::Farm(farm) } => scale::farm(&farm),
         Task::Layers => layers::check(),
     };
     result.unwrap_or_else(|error| {

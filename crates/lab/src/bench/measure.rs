@@ -146,7 +146,7 @@ fn iperf(tunnel: &Tunnel<'_>, arguments: &[&str]) -> Result<Value> {
     }
 }
 
-fn tcp(tunnel: &Tunnel<'_>, seconds: u32, more: &[&str]) -> Result<Tcp> {
+pub(super) fn tcp(tunnel: &Tunnel<'_>, seconds: u32, more: &[&str]) -> Result<Tcp> {
     let seconds = seconds.to_string();
     let before = tunnel.cpu()?;
     let result = iperf(tunnel, &[&["-C", "cubic", "-t", &seconds], more].concat())?;

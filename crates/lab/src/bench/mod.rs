@@ -18,6 +18,7 @@ mod warren;
 mod wireguard;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -25,8 +26,8 @@ use warren_os::files::TemporaryDir;
 
 use crate::topology::{Pair, Underlay, hide_run};
 pub use contender::{Contender, Programs};
-pub use measure::Run;
-pub use report::Report;
+pub use measure::{Run, Tcp};
+pub use report::{Report, Spread};
 
 /// What to measure.
 #[derive(Debug, Clone)]
@@ -91,6 +92,15 @@ pub fn run(plan: &Plan, mut progress: impl FnMut(&str)) -> Result<Report> {
     }
     report.conclude(runs);
     Ok(report)
+}
+
+/// One TCP stream from the pair's left host to `to`, an address of the right
+/// one, for `seconds`.
+///
+/// # Errors
+/// When iperf3 fails.
+pub fn tcp_stream(pair: &Pair, to: IpAddr, seconds: u32) -> Result<Tcp> {
+    measure::tcp(&tunnel::Tunnel { right: to, ..tunnel::Tunnel::direct(pair) }, seconds, &[])
 }
 
 fn measure_once(

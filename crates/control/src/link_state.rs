@@ -78,7 +78,8 @@ pub struct LinkStateBody {
     /// last, whichever is larger.
     #[n(2)]
     pub sequence: u64,
-    /// When it ends, seconds since 1970.
+    /// When it ends, seconds since 1970: late enough for the clock of whoever
+    /// receives it, see [`LinkStateBody::life`].
     #[n(3)]
     pub expires: u64,
     /// True when the owner passes on packets of others.
@@ -93,6 +94,10 @@ pub struct LinkStateBody {
     /// The links, [`LINK_LEN`] bytes each.
     #[cbor(n(7), with = "minicbor::bytes")]
     links: Vec<u8>,
+    /// How long after it is received it is good for, seconds, by the receiver's
+    /// clock: with clocks an hour apart routes still work.
+    #[n(8)]
+    pub life: u64,
 }
 
 /// A link state as it travels.
@@ -127,19 +132,21 @@ pub enum LinkStateError {
 }
 
 impl LinkStateBody {
-    /// What `node` says from now on. Links beyond [`MAX_LINKS`] are left out and
-    /// `partial` is set.
+    /// What `node` says from `now` on (seconds since 1970) for `life` seconds.
+    /// Links beyond [`MAX_LINKS`] are left out and `partial` is set.
     #[allow(clippy::too_many_arguments, reason = "the fields of the record, each once")]
     pub fn new(
         network: NetworkId,
         node: NodeId,
         sequence: u64,
-        expires: u64,
+        now: u64,
+        life: u64,
         willing: bool,
         load: u8,
         partial: bool,
         links: &[LinkReport],
     ) -> Self {
+        let expires = now.saturating_add(life).saturating_add(MAX_SKEW);
         let partial = partial || links.len() > MAX_LINKS;
         let links = links
             .iter()
@@ -152,7 +159,7 @@ impl LinkStateBody {
                 bytes
             })
             .collect();
-        Self { network, node, sequence, expires, willing, load, partial, links }
+        Self { network, node, sequence, expires, willing, load, partial, links, life }
     }
 
     /// The links it names.
@@ -234,7 +241,7 @@ mod tests {
     }
 
     fn body(key: &IdentityKey, links: &[LinkReport]) -> LinkStateBody {
-        LinkStateBody::new(NET, key.id(), NOW * 1000, NOW + 300, true, 3, false, links)
+        LinkStateBody::new(NET, key.id(), NOW * 1000, NOW, 300, true, 3, false, links)
     }
 
     fn key() -> IdentityKey {
@@ -271,7 +278,11 @@ mod tests {
         assert_eq!(check(&|b| b.network = NetworkId([2; 16])), Err(E::WrongNetwork));
         assert_eq!(check(&|b| b.node = NodeId([9; 32])), Err(E::BadSignature));
         assert_eq!(check(&|b| b.expires = NOW), Err(E::Expired));
-        assert_eq!(check(&|b| b.expires = NOW + MAX_SKEW + MAX_LIFE + 1), Err(E::TooLong));
+        assert_eq!(check(&|b| b.expires = NOW + 2 * MAX_SKEW + MAX_LIFE + 1), Err(E::TooLong));
+        assert_eq!(check(&|b| b.life = MAX_LIFE + 1), Err(E::TooLong));
+        for clock in [NOW - 3600, NOW + 3600] {
+            assert!(good.sign(&key).verify(NET, clock).is_ok(), "an hour off");
+        }
         assert_eq!(check(&|b| b.sequence = u64::MAX), Err(E::TooLong));
         assert!(matches!(check(&|b| b.links.push(1)), Err(E::Malformed(_))));
         assert!(matches!(check(&|b| b.links = vec![0; 33 * 12]), Err(E::Malformed(_))));

@@ -174,7 +174,7 @@ impl Daemon {
                 }
                 Some(request) = inbox.requests.recv() => self.handle_request(request).await,
                 () = timer => self.engine.handle_timeout(self.now(), &mut OsRandom),
-                () = rerouting => self.reroute(),
+                () = rerouting => self.routing_due(),
                 _ = routing.tick() => self.tick_routing(),
                 _ = housekeeping.tick() => self.keep_house().await,
                 Some(report) = inbox.around.reports.recv() => self.router_says(report),
@@ -416,6 +416,7 @@ impl Daemon {
 
     fn peer_connected(&mut self, peer: PeerConnected) {
         let id = peer.node;
+        tracing::debug!(name = %peer.view.name, remote = %peer.remote, dialer = peer.dialer, "control connection");
         self.learn(peer.view.clone());
         self.observed(id, peer.observed);
         if peer.clock_ahead_s.abs() > CLOCK_WARNING_S {

@@ -36,7 +36,7 @@ const COARSE_LOSS: f64 = 0.05;
 /// and not more often than this.
 const COARSE_EVERY: Duration = Duration::from_secs(30);
 /// Link states told at once; afterwards one in [`TOKEN`].
-const TOKENS: u32 = 4;
+const TOKENS: u32 = 6;
 const TOKEN: Duration = Duration::from_secs(6);
 /// Between two all the same: what changes together is told together.
 const TELL_GAP: Duration = Duration::from_millis(300);
@@ -51,6 +51,9 @@ const COMPUTE_GAP: Duration = Duration::from_millis(20);
 const COMPUTE_SHARE: u32 = 50;
 /// A route that fails again and again is suspected at most this often.
 const SUSPECT_GAP: Duration = Duration::from_secs(5);
+
+/// And a new one not before it could show that it works.
+const ROUTE_TRIAL: Duration = Duration::from_millis(1500);
 
 /// See the module's description.
 #[derive(Debug)]
@@ -68,6 +71,10 @@ pub(super) struct Routing {
     computed: Instant,
     took: Duration,
     suspected: HashMap<NodeId, Instant>,
+    /// Relays in force by destination, and since when.
+    taken: BTreeMap<Ipv6Addr, (Vec<Ipv6Addr>, Instant)>,
+    /// Our links are news that could not be told yet.
+    untold: bool,
     /// Who can be reached over others now.
     pub(super) detours: HashMap<NodeId, SocketAddr>,
     /// The control transport does not know of the last change yet.
@@ -90,6 +97,8 @@ impl Routing {
             computed: now,
             took: Duration::ZERO,
             suspected: HashMap::new(),
+            taken: BTreeMap::new(),
+            untold: false,
             detours: HashMap::new(),
             detours_untold: false,
             load: (0, Duration::ZERO, now),
@@ -106,10 +115,13 @@ impl Routing {
         self.silent.contains(key)
     }
 
-    /// When routes are to be computed, if they are stale.
+    /// When routes are to be computed, if they are stale, or our links told, if
+    /// they are news.
     pub(super) fn due(&self) -> Option<Instant> {
         let gap = (self.took * COMPUTE_SHARE).max(COMPUTE_GAP);
-        self.router.is_stale().then(|| self.computed + gap)
+        let compute = self.router.is_stale().then(|| self.computed + gap);
+        let tell = (self.untold && self.tokens.0 > 0).then(|| self.told_at + TELL_GAP);
+        [compute, tell].into_iter().flatten().min()
     }
 
     /// Takes a token for telling a link state.
@@ -202,10 +214,13 @@ impl Daemon {
         let id = *id;
         let Some(place) = self.mesh.place(id) else { return };
         let now = Instant::now();
-        let last = self.routing.suspected.insert(id, now);
-        if last.is_some_and(|at| now < at + SUSPECT_GAP) {
+        // The silence may be that of the route before.
+        let fresh = self.routing.taken.get(&place).is_some_and(|(_, at)| now < *at + ROUTE_TRIAL);
+        let last = self.routing.suspected.get(&id);
+        if fresh || last.is_some_and(|at| now < *at + SUSPECT_GAP) {
             return;
         }
+        self.routing.suspected.insert(id, now);
         tracing::info!(peer = self.mesh.name_of(key), "the route over others gets no answer");
         self.routing.router.suspect(place, now);
     }
@@ -261,7 +276,10 @@ impl Daemon {
             Some(told) if age >= COARSE_EVERY && !alike(told, &summary) => true,
             Some(told) => age >= Duration::from_secs(told.life / 3),
         };
+        self.routing.untold = news;
         if news && self.routing.may_tell(now) && self.control.publish_links(summary.clone()) {
+            self.routing.untold = false;
+            tracing::debug!(links = summary.links.len(), "told our links");
             self.routing.told = Some(summary);
             self.routing.told_at = now;
         }
@@ -270,12 +288,14 @@ impl Daemon {
     /// What another node says of its links.
     pub(super) fn take_link_state(&mut self, body: &LinkStateBody) {
         let Some(place) = self.mesh.place(body.node) else { return };
+        tracing::debug!(node = %body.node.short(), links = body.links().count(), "link state");
         let links = body
             .links()
             .map(|link| (link.to, LinkMetric { rtt: link.round_trip(), loss: link.lost() }));
         let said = NodeLinks {
             sequence: body.sequence,
-            expires: body.expires,
+            // By our own clock: theirs may differ.
+            expires: unix_now().as_secs().saturating_add(body.life),
             willing: body.willing,
             load: body.load,
             partial: body.partial,
@@ -317,6 +337,14 @@ impl Daemon {
         }
     }
 
+    /// [`Routing::due`] has come.
+    pub(super) fn routing_due(&mut self) {
+        if self.routing.untold {
+            self.look_at_links();
+        }
+        self.reroute();
+    }
+
     /// Computes all routes and puts those that changed in force.
     pub(super) fn reroute(&mut self) {
         let start = Instant::now();
@@ -327,6 +355,7 @@ impl Daemon {
             return;
         }
         let own = self.routing.own;
+        tracing::debug!(routes = self.routing.router.routes().len(), "routes over others changed");
         let routes: BTreeMap<Ipv6Addr, Vec<Ipv6Addr>> = self
             .routing
             .router
@@ -339,7 +368,11 @@ impl Daemon {
             .keys()
             .filter_map(|place| Some((self.mesh.at(*place)?, mesh_address(*place))))
             .collect();
+        self.note_changed_routes(&routes, start);
         self.engine.set_relay_routes(routes);
+        // In force before anybody sends there: what is lost now is sent again
+        // only after a second.
+        self.engine.publish_routes();
         if detours == self.routing.detours {
             return;
         }
@@ -355,6 +388,21 @@ impl Daemon {
             self.update_candidates(id);
         }
         self.tell_detours();
+    }
+
+    /// Remembers when each route changed.
+    fn note_changed_routes(&mut self, routes: &BTreeMap<Ipv6Addr, Vec<Ipv6Addr>>, now: Instant) {
+        let known = &mut self.routing.taken;
+        known.retain(|place, _| routes.contains_key(place));
+        for (place, relays) in routes {
+            match known.get_mut(place) {
+                Some((old, _)) if old == relays => {}
+                Some(entry) => *entry = (relays.clone(), now),
+                None => {
+                    known.insert(*place, (relays.clone(), now));
+                }
+            }
+        }
     }
 
     fn tell_detours(&mut self) {

@@ -15,6 +15,7 @@ mod chatter;
 mod churn;
 mod failover;
 mod faults;
+mod islands;
 mod lan;
 mod mesh;
 mod names;
@@ -62,6 +63,9 @@ const SCENARIOS: &[Scenario] = &[
     ("a_small_mtu_underlay_carries_large_packets", network::a_small_mtu_underlay),
     ("a_silent_mtu_hole_is_found", network::a_silent_mtu_hole_is_found),
     ("blocked_udp_is_replaced_by_tls", tunnel::blocked_udp_is_replaced_by_tls),
+    ("a_relay_is_found_and_replaced", islands::a_relay_is_found_and_replaced),
+    ("the_founder_is_no_centre", islands::the_founder_is_no_centre),
+    ("a_network_behind_nodes_is_reached", islands::a_network_behind_nodes_is_reached),
     ("ipv6_alone_carries_a_mesh", world::ipv6_alone_carries_a_mesh),
     ("large_pings_cross_a_small_underlay", world::large_pings_cross_a_small_underlay),
     ("a_mesh_forms_in_bad_weather", world::a_mesh_forms_in_bad_weather),

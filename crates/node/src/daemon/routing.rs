@@ -14,6 +14,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use warren_control::link_state::{LinkReport, LinkStateBody, MAX_LIFE, MAX_LINKS};
+use warren_discovery::gossip::link_state_pause;
 use warren_discovery::routing::{LinkMetric, NodeLinks, Router};
 use warren_proto::engine::{LinkState, PathKind, PathState, PeerStats};
 use warren_types::{LinkPublicKey, NodeId, mesh_address, mesh_node};
@@ -30,11 +31,9 @@ const SMALL: usize = 64;
 const TOLD_IN_LARGE: usize = 16;
 /// Round trip or loss must differ by this share to be told again,
 const COARSE: f64 = 0.25;
-/// and by this much,
+/// and by this much (and not more often than [`link_state_pause`] allows).
 const COARSE_RTT: Duration = Duration::from_millis(2);
 const COARSE_LOSS: f64 = 0.05;
-/// and not more often than this.
-const COARSE_EVERY: Duration = Duration::from_secs(30);
 /// Link states told at once; afterwards one in [`TOKEN`].
 const TOKENS: u32 = 6;
 const TOKEN: Duration = Duration::from_secs(6);
@@ -44,7 +43,7 @@ const TELL_GAP: Duration = Duration::from_millis(300);
 /// them all costs every node the same.
 const SHORTEST_LIFE: u64 = 300;
 /// Nodes whose link states are renewed in a second, all together.
-const RENEWED_PER_S: f64 = 8.0;
+const RENEWED_PER_S: f64 = 5.0;
 /// Between computations of all routes, at least,
 const COMPUTE_GAP: Duration = Duration::from_millis(20);
 /// and this many times what the last one took.
@@ -266,6 +265,7 @@ impl Daemon {
     fn tell_links(&mut self, links: Vec<LinkReport>, partial: bool, now: Instant) {
         let members = self.mesh.members().count();
         let life = ((members as f64 / RENEWED_PER_S * 3.0) as u64).clamp(SHORTEST_LIFE, MAX_LIFE);
+        let pause = Duration::from_secs(link_state_pause(members));
         let load = self.routing.measure_load(now);
         let willing = self.routing.willing;
         let summary = LinkSummary { links, partial, willing, load, life };
@@ -273,7 +273,7 @@ impl Daemon {
         let news = match &self.routing.told {
             None => !summary.links.is_empty(),
             Some(told) if !same_links(told, &summary) => true,
-            Some(told) if age >= COARSE_EVERY && !alike(told, &summary) => true,
+            Some(told) if age >= pause && !alike(told, &summary) => true,
             Some(told) => age >= Duration::from_secs(told.life / 3),
         };
         self.routing.untold = news;

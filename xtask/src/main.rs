@@ -53,6 +53,8 @@ enum Bench {
 enum Sim {
     /// Discovery among thousands of nodes, a tenth of them hostile.
     Mesh(sim::Mesh),
+    /// Memory of one node's directory, bytes.
+    Directory(sim::Size),
 }
 
 fn main() -> ExitCode {
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         Task::Sim { what: Sim::Mesh(options) } => sim::mesh(&options),
         Task::Bench { what: Bench::Scale(scale) } => scale::scale(&scale),
         Task::Bench { what: Bench::Farm(farm) } => scale::farm(&farm),
+        Task::Sim { what: Sim::Directory(options) } => sim::directory(&options),
         Task::Layers => layers::check(),
     };
     result.unwrap_or_else(|error| {

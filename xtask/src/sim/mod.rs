@@ -2,7 +2,7 @@
 //! of `warren-discovery` and the checks of `warren-control`.
 //!
 //! In: numbers of nodes. Out: a table, and status 1 if a promise does not hold.
-//! What happens: all nodes start knowing three others each; then members come,
+//! What happens: all nodes start at once; then members come,
 //! leave, crash and move while a tenth of the nodes do what hostile members
 //! can; then the network is cut in two, both halves go on, and it heals. It does
 //! not model bandwidth or loss: control connections are reliable streams.
@@ -16,10 +16,10 @@ mod world;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use warren_control::descriptor::SignedDescriptor;
 use warren_control::directory::Directory;
-use warren_discovery::gossip::Kind;
+use warren_discovery::gossip::{Kind, Time};
 
 use self::members::Members;
 use self::node::Vice;
@@ -54,6 +54,9 @@ pub(crate) struct Mesh {
 
 /// Everybody must know of everybody within this time, seconds.
 const KNOWN_WITHIN: u64 = 60;
+/// Up to this many nodes start without knowing each other; beyond, the minutes of
+/// computing go to the other parts.
+const MASS_START: usize = 1000;
 /// A revocation must be everywhere within this time, milliseconds.
 const REVOKED_WITHIN: u64 = 2000;
 /// Most bytes a node may send or receive per second, on average.
@@ -156,7 +159,8 @@ impl Run<'_> {
         }
     }
 
-    /// Everybody starts at once and knows three others.
+    /// Everybody starts at once. In networks of up to [`MASS_START`] nodes each
+    /// knows three others, in larger ones all, as after a power cut.
     fn start(&mut self, nodes: usize) {
         let world = &mut self.world;
         let mut all: Vec<usize> = (0..world.nodes.len()).collect();
@@ -176,6 +180,9 @@ impl Run<'_> {
         loop {
             let next = self.world.ms + 1000;
             self.world.run_to(next);
+            if next % 5000 == 0 {
+                self.say(&format!("starting, {} messages so far", self.world.handled));
+            }
             if self.everybody_knows_everybody() || next > 4 * KNOWN_WITHIN * 1000 {
                 break;
             }
@@ -440,29 +447,52 @@ impl Run<'_> {
         self.say("all know all again");
     }
 
-    /// Counts what was refused, and builds one node's directory of what it has.
+    /// Counts what was refused.
     fn finish(&mut self) -> Result<()> {
         for node in self.world.nodes.iter().flatten().filter(|n| n.vice.is_none()) {
-            let counters = node.gossip.counters();
-            self.line.refused +=
-                counters.forged + counters.stale + counters.ignored + counters.limited;
+            let c = node.gossip.counters();
+            self.line.refused += c.forged + c.stale + c.ignored + c.limited;
         }
         self.line.forged_accepted = self.world.members.forged_accepted;
         self.line.cut_off = self.world.cut_offs;
-        let who = self.somebody_honest();
-        let members = &self.world.members;
-        let before = resident();
-        let mut directory = Directory::new(members.network.id, members.membership.clone());
-        if let Some(node) = self.world.up(who) {
-            for record in node.gossip.records().filter(|r| r.kind() == Kind::Descriptor) {
-                let signed = SignedDescriptor::from_bytes(record.body())?;
-                directory.apply(&signed, UNIX + self.world.ms / 1000)?;
-            }
+        if self.talk {
+            self.line.directory_bytes = directory_in_a_child(self.line.nodes)?;
         }
-        self.line.directory_bytes = resident().saturating_sub(before);
-        drop(directory);
         Ok(())
     }
+}
+
+/// Options of `cargo xtask sim directory`.
+#[derive(clap::Args, Debug, Clone)]
+pub(crate) struct Size {
+    /// Number of members.
+    #[arg(long, default_value_t = 5000)]
+    nodes: usize,
+}
+
+/// A process of its own, so that its memory is the directory's.
+fn directory_in_a_child(nodes: usize) -> Result<usize> {
+    let output = std::process::Command::new(std::env::current_exe()?)
+        .args(["sim", "directory", "--nodes", &nodes.to_string()])
+        .output()
+        .context("cannot start this program again")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.trim().parse().with_context(|| format!("`{text}` is no number of bytes"))
+}
+
+/// Prints the memory that one node's directory of so many members takes, bytes.
+pub(crate) fn directory(options: &Size) -> Result<ExitCode> {
+    let mut members = Members::new(options.nodes, UNIX, &mut Random(7))?;
+    let now = Time { ms: 0, unix: UNIX };
+    let mut directory = Directory::new(members.network.id, members.membership.clone());
+    let made: Vec<_> = (0..options.nodes).map(|who| members.descriptor(who, now, false)).collect();
+    let before = resident();
+    for record in &made {
+        directory.apply(&SignedDescriptor::from_bytes(record.body())?, UNIX)?;
+    }
+    println!("{}", resident().saturating_sub(before));
+    drop(directory);
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Memory of this process, bytes.

@@ -142,8 +142,11 @@ impl World {
                 node.gossip.restore(record.clone());
             }
         }
+        let knows_itself = node.known.has(who);
         self.nodes[who] = Some(node);
-        self.publish(who, false);
+        if !knows_itself {
+            self.publish(who, false);
+        }
         self.care_at(who, self.ms);
     }
 
@@ -193,6 +196,7 @@ impl World {
         let Some(node) = self.nodes[who].take() else { return };
         let knows: Vec<_> = node.gossip.records().cloned().collect();
         self.start(who, node.vice, &knows);
+        self.publish(who, false);
         if let Some(again) = self.nodes[who].as_mut() {
             again.traffic = node.traffic;
             again.side = node.side;
@@ -230,7 +234,7 @@ impl World {
     /// Chooses neighbours and dials those that are missing.
     fn care(&mut self, who: usize) {
         let (now, hurry) = (self.ms, self.ms < self.hurry_until);
-        let Some(node) = self.nodes[who].as_mut() else { return };
+        let Some(node) = self.nodes[who].as_mut().filter(|n| n.care <= now) else { return };
         node.care = u64::MAX;
         if !node.up {
             return;
@@ -473,7 +477,8 @@ impl World {
 
     fn wake(&mut self, who: usize) {
         let now = self.now();
-        let Some(node) = self.nodes[who].as_mut() else { return };
+        // An earlier one may have been made since; this one is of no use then.
+        let Some(node) = self.nodes[who].as_mut().filter(|n| n.wake <= now.ms) else { return };
         node.wake = u64::MAX;
         if !node.up {
             return;

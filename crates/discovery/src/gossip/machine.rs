@@ -202,7 +202,7 @@ impl Gossip {
         }
         // One side is enough: who is asked answers where its sums differ.
         if self.own < node {
-            self.compare_with(node);
+            self.compare_when_calm(node);
         }
     }
 
@@ -568,7 +568,7 @@ impl Gossip {
             self.next_repair = now.ms + self.between_repairs();
             let turn = self.random() as usize % self.neighbours.len().max(1);
             if let Some(node) = self.neighbours.keys().nth(turn).copied() {
-                self.compare_with(node);
+                self.compare_when_calm(node);
             }
         }
         if now.ms >= self.next_tidy {

@@ -17,9 +17,9 @@ use super::message::{Item, MAX_ITEMS, Message, Range, Sum};
 use super::record::Time;
 
 /// With more records on their way, comparisons wait,
-const BUSY: usize = 512;
+const BUSY: usize = 128;
 /// until there are this few.
-const CALM: usize = 64;
+const CALM: usize = 32;
 /// Up to this many records of a range are listed without going deeper.
 const LIST_AT_ONCE: usize = 32;
 
@@ -28,6 +28,15 @@ impl Gossip {
     pub(super) fn compare_with(&mut self, node: NodeId) {
         let sums = [0, 1].map(|set| self.store.sum(Range::all(set)));
         self.send(node, Message::Sums(sums.to_vec()));
+    }
+
+    /// The same, or later, when much is on its way already.
+    pub(super) fn compare_when_calm(&mut self, node: NodeId) {
+        if self.wants.len() <= BUSY {
+            self.compare_with(node);
+        } else if let Some(neighbour) = self.neighbours.get_mut(&node) {
+            neighbour.behind = true;
+        }
     }
 
     pub(super) fn on_sums(&mut self, from: NodeId, sums: &[Sum], now: Time) {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use warren_lab::netem::Profile;
+use warren_lab::process::Node;
 use warren_lab::pulse::Pulse;
 use warren_lab::topology::output_of;
 
@@ -21,7 +22,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     ("a_disk_that_fills_up_stops_nothing", a_disk_that_fills_up_stops_nothing),
     ("a_path_that_drops_data_is_left", a_path_that_drops_data_is_left),
     ("a_relay_that_drops_packets_is_left", a_relay_that_drops_packets_is_left),
-    ("a_partition_heals_by_itself", a_partition_heals_by_itself),
+    ("a_split_brain_heals_by_itself", a_split_brain_heals_by_itself),
 ];
 
 const MS: Duration = Duration::from_millis(1);
@@ -61,8 +62,11 @@ fn four() -> Result<Mesh> {
 }
 
 fn the_founder_is_not_needed() -> Result<()> {
-    let mut mesh = four()?;
-    // Two that may never have talked before.
+    let cast = ["founder", "anna", "bert", "carl", "dora"].map(Actor::public);
+    let mut mesh = Mesh::hosts(&cast, RTT)?;
+    mesh.found(4)?;
+    mesh.node(0).warren(&["ca", "delegate", "anna"])?;
+    wait_until(&mesh, 1, "is an admin", |node| Ok(node.status()?.network.admin))?;
     mesh.crash(0)?;
     expect_talk(&mesh, 5 * SECOND).context("without the founder")?;
     // And none of them knows anything but its own state.
@@ -70,12 +74,11 @@ fn the_founder_is_not_needed() -> Result<()> {
         mesh.crash(i)?;
     }
     for i in 1..4 {
-        mesh.launch(i)?;
-    }
-    for node in mesh.nodes.iter_mut().flatten() {
-        node.wait_serves(PATIENCE)?;
+        mesh.restart(i)?;
     }
     expect_talk(&mesh, 10 * SECOND).context("started again without the founder")?;
+    mesh.join(4, 1).context("admitted without the founder")?;
+    expect_talk(&mesh, 10 * SECOND).context("with a member admitted without the founder")?;
     Ok(())
 }
 
@@ -109,10 +112,8 @@ fn clocks_may_be_an_hour_off() -> Result<()> {
     ensure!(format!("{refused:#}").contains("clock"), "does not name the clock: {refused:#}");
     // Clocks that are set right disturb nobody.
     for i in [0, 1, 2] {
-        mesh.crash(i)?;
         mesh.specs[i].environment.clear();
-        mesh.launch(i)?;
-        mesh.nodes[i].as_mut().context("not launched")?.wait_serves(PATIENCE)?;
+        mesh.restart(i)?;
     }
     let code = mesh.node(0).invite()?;
     mesh.nodes[3] = Some(mesh.specs[3].clone().join(&code, PATIENCE).context("dora joins")?);
@@ -130,10 +131,8 @@ fn an_old_backup_comes_back() -> Result<()> {
     // Life goes on: restarts, each on another port, so that what the node says
     // of itself changes and is known everywhere.
     for port in [51901, 51902, 51903] {
-        mesh.crash(1)?;
         mesh.specs[1].listen.set_port(port);
-        mesh.launch(1)?;
-        mesh.nodes[1].as_mut().context("not launched")?.wait_serves(PATIENCE)?;
+        mesh.restart(1)?;
         expect_talk(&mesh, 10 * SECOND).with_context(|| format!("on port {port}"))?;
     }
     let id = mesh.node(1).status()?.node.id;
@@ -148,9 +147,7 @@ fn an_old_backup_comes_back() -> Result<()> {
     println!("  every pair talked {took:.2?} after the restored node served");
     // What it says of itself now must win, although it had said more before:
     // somebody who starts afresh learns the new port.
-    mesh.crash(3)?;
-    mesh.launch(3)?;
-    mesh.nodes[3].as_mut().context("not launched")?.wait_serves(PATIENCE)?;
+    mesh.restart(3)?;
     expect_talk(&mesh, 10 * SECOND).context("after a restart elsewhere")?;
     Ok(())
 }
@@ -177,16 +174,12 @@ fn a_disk_that_fills_up_stops_nothing() -> Result<()> {
         }
         expect_talk(&mesh, 10 * SECOND).context("on a full disk")?;
         // News that would be written down: another member, and one that moved.
-        mesh.crash(2)?;
         mesh.specs[2].listen.set_port(51905);
-        mesh.launch(2)?;
-        mesh.nodes[2].as_mut().context("not launched")?.wait_serves(PATIENCE)?;
+        mesh.restart(2)?;
         expect_talk(&mesh, 10 * SECOND).context("news on a full disk")?;
         std::fs::remove_file(&filler)?;
         // Killed while it was full, then started with room again.
-        mesh.crash(1)?;
-        mesh.launch(1)?;
-        mesh.nodes[1].as_mut().context("not launched")?.wait_serves(PATIENCE)?;
+        mesh.restart(1)?;
         expect_talk(&mesh, 10 * SECOND).context("with room again")
     })();
     mesh.crash(1)?;
@@ -245,50 +238,72 @@ fn a_relay_that_drops_packets_is_left() -> Result<()> {
     Ok(())
 }
 
-fn a_partition_heals_by_itself() -> Result<()> {
-    let mut mesh = four()?;
-    expect_talk(&mesh, 10 * SECOND)?;
-    let [founder, anna, bert, carl] = [0, 1, 2, 3].map(|i| mesh.places[i]);
-    mesh.wan.partition(&[&[founder, anna], &[bert, carl]])?;
-    // Both halves change meanwhile: new ports, known to one's own half only.
-    for (i, port) in [(1, 51906), (2, 51907)] {
-        mesh.crash(i)?;
+fn a_split_brain_heals_by_itself() -> Result<()> {
+    let cast = ["founder", "anna", "bert", "carl", "dora", "emil"].map(Actor::public);
+    let mut mesh = Mesh::hosts(&cast, RTT)?;
+    mesh.found(4)?;
+    mesh.node(0).warren(&["ca", "delegate", "bert"])?;
+    wait_until(&mesh, 2, "is an admin", |node| Ok(node.status()?.network.admin))?;
+    let [founder, anna, bert, carl, dora, emil] = [0, 1, 2, 3, 4, 5].map(|i| mesh.places[i]);
+    mesh.wan.partition(&[&[founder, anna, dora], &[bert, carl, emil]])?;
+    // Both halves change meanwhile: new ports, known to one's own half only,
+    for (i, port) in [(1, 51906), (3, 51907)] {
         mesh.specs[i].listen.set_port(port);
-        mesh.launch(i)?;
-        mesh.nodes[i].as_mut().context("not launched")?.wait_serves(PATIENCE)?;
+        mesh.restart(i)?;
     }
-    // And each half gets a network of its own to serve; only one has an admin.
-    mesh.node(1).warren(&["route", "advertise", "10.1.0.0/24"])?;
-    mesh.node(2).warren(&["route", "advertise", "10.2.0.0/24"])?;
-    wait_said(&mesh, 0, &["route", "list"], "10.1.0.0/24")?;
-    mesh.node(0).warren(&["route", "approve", "anna", "10.1.0.0/24"])?;
-    wait_said(&mesh, 3, &["route", "list"], "10.2.0.0/24")?;
+    // a new member in each, of the same name,
+    for (i, by) in [(4, 0), (5, 2)] {
+        mesh.specs[i].name = "twin".to_owned();
+        mesh.join(i, by)?;
+    }
+    // and a new route in each.
+    for (i, name, by, prefix) in [(1, "anna", 0, "10.1.0.0/24"), (3, "carl", 2, "10.2.0.0/24")] {
+        mesh.node(i).warren(&["route", "advertise", prefix])?;
+        wait_said(&mesh, by, &["route", "list"], prefix)?;
+        mesh.node(by).warren(&["route", "approve", name, prefix])?;
+    }
     std::thread::sleep(10 * SECOND);
     let known = mesh.node(3).warren(&["route", "list"])?;
     ensure!(!known.contains("10.1.0.0/24"), "news crossed a partition: {known}");
     mesh.wan.heal()?;
     let healed = Instant::now();
     let took = expect_talk(&mesh, 30 * SECOND).context("after the partition")?;
-    wait_said(&mesh, 3, &["route", "list"], "10.1.0.0/24")?;
-    wait_said(&mesh, 0, &["route", "list"], "10.2.0.0/24")?;
-    println!(
-        "  every pair talked {took:.2?} after the partition healed, routes known after {:.2?}",
-        healed.elapsed()
-    );
-    mesh.node(0).warren(&["route", "approve", "bert", "10.2.0.0/24"])?;
+    wait_said(&mesh, 2, &["route", "list"], "10.1.0.0/24")?;
+    wait_said(&mesh, 1, &["route", "list"], "10.2.0.0/24")?;
+    let routes = healed.elapsed();
+    println!("  every pair talked {took:.2?} after the split healed, routes known {routes:.2?}");
+    // Everybody gives the name to the same one of the two, and the other goes
+    // by another name.
+    let mut holders = Vec::new();
+    for i in [0, 1, 2, 3] {
+        let peers = mesh.node(i).status()?.peers;
+        let twins: Vec<_> = peers.iter().filter(|peer| peer.name.starts_with("twin")).collect();
+        ensure!(twins.len() == 2, "{} knows {} twins", mesh.hosts[i].name(), twins.len());
+        let mut bearers = twins.iter().filter(|peer| peer.name == "twin");
+        holders.push(bearers.next().context("nobody has the name")?.id);
+        ensure!(bearers.next().is_none(), "two of one name");
+    }
+    ensure!(holders.windows(2).all(|pair| pair[0] == pair[1]), "they differ: {holders:?}");
+    Ok(())
+}
+
+/// Waits until a daemon says so.
+fn wait_until(
+    mesh: &Mesh,
+    node: usize,
+    what: &str,
+    condition: impl Fn(&Node) -> Result<bool>,
+) -> Result<()> {
+    let end = Instant::now() + 30 * SECOND;
+    while !condition(mesh.node(node))? {
+        let name = mesh.hosts[node].name();
+        ensure!(Instant::now() < end, "{name}: not seen: {what}\n{}", mesh.node(node).log());
+        std::thread::sleep(100 * MS);
+    }
     Ok(())
 }
 
 /// Waits until a command says a word.
 fn wait_said(mesh: &Mesh, node: usize, command: &[&str], word: &str) -> Result<()> {
-    let end = Instant::now() + 30 * SECOND;
-    loop {
-        let said = mesh.node(node).warren(command)?;
-        if said.contains(word) {
-            return Ok(());
-        }
-        let name = mesh.hosts[node].name();
-        ensure!(Instant::now() < end, "{name} {command:?} does not say {word}: {said}");
-        std::thread::sleep(100 * MS);
-    }
+    wait_until(mesh, node, word, |node| Ok(node.warren(command)?.contains(word)))
 }

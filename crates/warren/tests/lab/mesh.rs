@@ -71,13 +71,31 @@ impl Mesh {
 
     /// Starts the first daemon, and the others with its codes.
     pub(crate) fn found_and_join(&mut self) -> Result<()> {
+        self.found(self.specs.len())
+    }
+
+    /// The same for the first `count` hosts.
+    pub(crate) fn found(&mut self, count: usize) -> Result<()> {
         self.nodes[0] = Some(self.specs[0].clone().up(None, PATIENCE)?);
-        for i in 1..self.specs.len() {
-            let code = self.node(0).invite()?;
-            let node = self.specs[i].clone().join(&code, PATIENCE);
-            self.nodes[i] = Some(node.with_context(|| format!("{} joins", self.specs[i].name))?);
+        for i in 1..count {
+            self.join(i, 0)?;
         }
         self.wait_acquainted(PATIENCE).map(drop)
+    }
+
+    /// Starts a daemon with a code of another.
+    pub(crate) fn join(&mut self, i: usize, by: usize) -> Result<()> {
+        let code = self.node(by).invite()?;
+        let node = self.specs[i].clone().join(&code, PATIENCE);
+        self.nodes[i] = Some(node.with_context(|| format!("{} joins", self.specs[i].name))?);
+        Ok(())
+    }
+
+    /// Starts a daemon again on its state directory and waits until it serves.
+    pub(crate) fn restart(&mut self, i: usize) -> Result<()> {
+        self.crash(i)?;
+        self.launch(i)?;
+        self.nodes[i].as_mut().context("not launched")?.wait_serves(PATIENCE)
     }
 
     /// A daemon that must be running.

@@ -71,6 +71,7 @@ const SCENARIOS: &[Scenario] = &[
     ("a_mesh_forms_in_bad_weather", world::a_mesh_forms_in_bad_weather),
     ("traffic_goes_over_one_relay", relay::traffic_goes_over_one_relay),
     ("traffic_goes_over_two_relays", relay::traffic_goes_over_two_relays),
+    ("a_dead_relay_is_left_for_another", relay::a_dead_relay_is_left_for_another),
     (
         "a_relay_learns_nothing_of_what_it_passes_on",
         relay::a_relay_learns_nothing_of_what_it_passes_on,

@@ -218,6 +218,45 @@ pub(crate) fn a_relay_learns_nothing_of_what_it_passes_on() -> Result<()> {
     Ok(())
 }
 
+/// Two ends with two relays between them; the one in use dies under traffic.
+pub(crate) fn a_dead_relay_is_left_for_another() -> Result<()> {
+    let names = ["rd-a", "rd-b1", "rd-b2", "rd-c"];
+    let hosts = names.iter().map(|name| Host::create(name)).collect::<Result<Vec<_>>>()?;
+    for (link, (left, right)) in [(0, 1), (1, 3), (0, 2), (2, 3), (1, 2)].into_iter().enumerate() {
+        cable(&hosts[left], &hosts[right], link)?;
+    }
+    let scratch = TemporaryDir::create("warren-lab")?;
+    let any: IpAddr = Ipv4Addr::UNSPECIFIED.into();
+    let mut founder = spec(&hosts[1], any, &scratch).up(None, PATIENCE)?;
+    founder.join_code(PATIENCE)?;
+    let mut nodes = Vec::new();
+    for host in [&hosts[0], &hosts[2], &hosts[3]] {
+        nodes.push(spec(host, any, &scratch).join(&founder.invite()?, PATIENCE)?);
+        founder.wait_connected(host.name(), PATIENCE)?;
+    }
+    nodes.insert(1, founder);
+    let mut row = Row { hosts, nodes, scratch };
+    row.wait_reachable()?;
+    // Both relays are known to be ones by now.
+    std::thread::sleep(Duration::from_secs(3));
+    let path = |row: &Row| -> Result<String> {
+        let peers = row.nodes[0].status()?.peers;
+        Ok(peers.into_iter().find(|p| p.name == "rd-c").context("unknown")?.path)
+    };
+    let iperf = Iperf::start(&row.hosts[0], &row.hosts[3], row.end(false)?, 8)?;
+    std::thread::sleep(Duration::from_secs(3));
+    let before = path(&row)?;
+    let used = if before.contains("rd-b1") { 1 } else { 2 };
+    row.nodes.remove(used).crash()?;
+    let streamed = iperf.finish().context("the stream broke")?;
+    let peers = row.nodes[0].status()?.peers;
+    let after = peers.into_iter().find(|p| p.name == "rd-c").context("unknown")?.path;
+    println!("  {before} to {after}: {streamed:?}");
+    ensure!(before != after, "still {after}");
+    ensure!(streamed.longest_gap <= Duration::from_millis(1500), "{streamed:?}");
+    Ok(())
+}
+
 /// One TCP stream over one relay beside one on a direct link, in turns; prints
 /// both, since what they are is the machine's affair.
 pub(crate) fn the_price_of_a_relay() -> Result<()> {

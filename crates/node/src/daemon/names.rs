@@ -13,12 +13,14 @@ use warren_types::api::{NamesState, NamesStatus};
 
 use crate::config::Config;
 use crate::dns::resolved::{self, Arranged};
-use crate::dns::{self, SharedZone, Sockets, Zone};
+use crate::dns::{self, Entry, SharedZone, Sockets, Zone};
 use crate::store::{Member, StoredClient};
 
 /// Names as this node serves them.
 pub(super) struct Names {
     own: NodeId,
+    /// Our name and those of our clients.
+    entries: Vec<Entry>,
     zone: Option<SharedZone>,
     sockets: Option<Sockets>,
     status: NamesStatus,
@@ -37,6 +39,7 @@ impl Names {
     ) -> Self {
         let mut names = Self {
             own,
+            entries: vec![(member.name.clone(), member.addresses.clone())],
             zone: None,
             sockets: None,
             status: NamesStatus {
@@ -75,7 +78,7 @@ impl Names {
         names.status.hint = hint(&arranged, &names.status, member, interface);
         names.sockets = Some(sockets);
         names.zone = Some(SharedZone::new(zone));
-        names.put(own, vec![(member.name.clone(), member.addresses.clone())]);
+        names.put(own, names.entries.clone());
         names
     }
 
@@ -86,17 +89,21 @@ impl Names {
         }
     }
 
-    fn put(&self, id: NodeId, entries: Vec<(warren_types::NodeName, Vec<IpAddr>)>) {
+    fn put(&self, id: NodeId, entries: Vec<Entry>) {
         if let Some(zone) = &self.zone {
             zone.lock().put(id, entries);
         }
     }
 
     /// A member is known, or known anew; ourselves as well.
-    pub(super) fn learn(&self, view: &NodeView) {
+    pub(super) fn learn(&mut self, view: &NodeView) {
         if view.id() == self.own {
-            // Our own descriptor comes back late; the daemon knows better.
-            return;
+            // The name is the directory's say (two admins may have given one
+            // name twice); of all else the daemon knows sooner.
+            if let Some((name, _)) = self.entries.first_mut() {
+                name.clone_from(&view.name);
+            }
+            return self.put(self.own, self.entries.clone());
         }
         let node = (view.name.clone(), view.addresses.clone());
         let clients = view.clients.iter().map(|c| (c.name.clone(), c.addresses.clone()));
@@ -104,10 +111,18 @@ impl Names {
     }
 
     /// This node and its clients.
-    pub(super) fn set_own(&self, member: &Member, clients: &[StoredClient]) {
-        let node = (member.name.clone(), member.addresses.clone());
+    pub(super) fn set_own(&mut self, member: &Member, clients: &[StoredClient]) {
+        let name = self.entries.first().map_or_else(|| member.name.clone(), |own| own.0.clone());
         let clients = clients.iter().map(|c| (c.name.clone(), c.addresses.clone()));
-        self.put(self.own, std::iter::once(node).chain(clients).collect());
+        self.entries = std::iter::once((name, member.addresses.clone())).chain(clients).collect();
+        self.put(self.own, self.entries.clone());
+    }
+
+    /// We go on under another key.
+    pub(super) fn set_own_id(&mut self, id: NodeId) {
+        self.forget(self.own);
+        self.own = id;
+        self.put(id, self.entries.clone());
     }
 
     /// A member is gone.

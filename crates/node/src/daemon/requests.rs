@@ -198,7 +198,7 @@ impl Daemon {
     }
 
     /// Tells the others where we are and which clients are behind us.
-    pub(super) fn announce(&self) {
+    pub(super) fn announce(&mut self) {
         self.names.set_own(&self.member, self.mesh.clients());
         let own = super::launch::own_descriptor(
             &self.member,

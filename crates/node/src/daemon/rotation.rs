@@ -22,6 +22,8 @@ impl Daemon {
                 tracing::info!(%former, %id, "this node goes on under a new key");
                 self.id = id;
                 self.mesh.set_own(id);
+                self.names.set_own_id(id);
+                self.surroundings.set_own_id(id);
                 let name = self.member.name.to_string();
                 self.events.publish(Event::KeyRotated { name, what: "node key".into() });
             }
@@ -87,6 +89,7 @@ impl Daemon {
     pub(super) fn succeed(&mut self, former: &NodeView, view: Arc<NodeView>) {
         let (old, id, name) = (former.id(), view.id(), view.name.to_string());
         tracing::info!(%name, former = %old, %id, "a member goes on under a new key");
+        self.names.forget(old);
         self.names.learn(&view);
         match self.mesh.succeed(old, view.clone()) {
             Some(changed) => {

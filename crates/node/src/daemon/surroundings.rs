@@ -81,6 +81,13 @@ impl Surroundings {
         (this, News { sightings, reports })
     }
 
+    /// We go on under another key.
+    pub(super) fn set_own_id(&mut self, id: NodeId) {
+        if let Some(Err(error)) = self.lan.as_mut().map(|lan| lan.announce(id)) {
+            tracing::warn!(%error, "not announced anew on the local network");
+        }
+    }
+
     /// The router's address and port for us.
     pub(super) fn external(&self) -> Option<SocketAddr> {
         self.external

@@ -13,6 +13,7 @@
 mod announcement;
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mdns_sd::{DaemonStatus, Receiver, ServiceDaemon, ServiceEvent, ServiceInfo};
@@ -36,6 +37,10 @@ pub struct LanError(#[from] mdns_sd::Error);
 /// of its own, which inherits the confinement of the one that starts it.
 pub struct Lan {
     daemon: ServiceDaemon,
+    network: NetworkId,
+    listen: SocketAddr,
+    /// What we announce ourselves as; shared with the task that reads others.
+    own: Arc<Mutex<Option<NodePrefix>>>,
     full_name: String,
 }
 
@@ -54,6 +59,29 @@ impl Lan {
     ) -> Result<Self, LanError> {
         let daemon = ServiceDaemon::new()?;
         daemon.set_ip_check_interval(INTERFACE_CHECK_S)?;
+        let own = Arc::new(Mutex::new(None));
+        let mut lan = Self { daemon, network, listen, own: own.clone(), full_name: String::new() };
+        lan.announce(node)?;
+        let events = lan.daemon.browse(SERVICE)?;
+        tokio::spawn(async move {
+            while let Ok(event) = events.recv_async().await {
+                let ServiceEvent::ServiceResolved(service) = event else { continue };
+                let Some(sighting) = read(&service, network) else { continue };
+                let us = own.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                if us.as_ref() != Some(&sighting.node) {
+                    let _full = found.try_send(sighting);
+                }
+            }
+        });
+        Ok(lan)
+    }
+
+    /// Announces this machine as `node` from now on, and no more as what it was
+    /// before.
+    ///
+    /// # Errors
+    /// [`LanError`] when the library's queue is full or its thread has ended.
+    pub fn announce(&mut self, node: NodeId) -> Result<(), LanError> {
         let prefix = NodePrefix::of(node);
         let info = |addresses: &[IpAddr]| {
             ServiceInfo::new(
@@ -61,26 +89,21 @@ impl Lan {
                 prefix.as_str(),
                 &host_name(&prefix),
                 addresses,
-                listen.port(),
-                &properties(network)[..],
+                self.listen.port(),
+                &properties(self.network)[..],
             )
         };
-        let info = match listen.ip().to_canonical() {
+        let info = match self.listen.ip().to_canonical() {
             any if any.is_unspecified() => info(&[])?.enable_addr_auto(),
             own => info(&[own])?,
         };
-        let full_name = info.get_fullname().to_owned();
-        daemon.register(info)?;
-        let events = daemon.browse(SERVICE)?;
-        tokio::spawn(async move {
-            while let Ok(event) = events.recv_async().await {
-                let ServiceEvent::ServiceResolved(service) = event else { continue };
-                if let Some(sighting) = read(&service, network).filter(|s| s.node != prefix) {
-                    let _full = found.try_send(sighting);
-                }
-            }
-        });
-        Ok(Self { daemon, full_name })
+        let former = std::mem::replace(&mut self.full_name, info.get_fullname().to_owned());
+        *self.own.lock().unwrap_or_else(PoisonError::into_inner) = Some(prefix);
+        if !former.is_empty() {
+            // Nobody waits for the goodbye.
+            let _told = self.daemon.unregister(&former)?;
+        }
+        Ok(self.daemon.register(info)?)
     }
 
     /// Takes the announcement back and ends the thread.

@@ -104,7 +104,17 @@ pub(crate) fn names_resolve_and_go() -> Result<()> {
     }
     strangers_get_nothing(&two, &domain)?;
 
-    // A name goes with its node.
+    // A name stays with a node that changes its key, and goes with it.
+    let before = two.right.status()?.node.id;
+    two.right.warren(&["rotate", "node"])?;
+    eventually("the node has another key", || Ok(two.right.status()?.node.id != before))?;
+    for (host, node) in [(left, &two.left), (right, &two.right)] {
+        let server = node.overlay_address(false)?.to_string();
+        eventually("the name under the new key", || {
+            let text = dig(host, &server, &["+short", &format!("right.{domain}"), "A"])?;
+            Ok(text.trim() == two.right.overlay_address(false)?.to_string())
+        })?;
+    }
     two.right.warren(&["leave"])?;
     let server = two.left.overlay_address(false)?.to_string();
     eventually("the name of the node that left is gone", || {

@@ -612,7 +612,7 @@ impl Core {
         let room = self.attempts.len() < DIALS;
         let dial = self.schedule.values().filter(|s| room && !s.busy).map(|s| s.next).min();
         let save = self.unsaved.map(|t| t + self.save_every());
-        let renewal = self.renewal_is_wanted().then_some(self.renewal);
+        let renewal = self.renewal_due();
         [Some(self.chores), Some(self.gossip_due()), dial, save, renewal]
             .into_iter()
             .flatten()

@@ -22,6 +22,7 @@ mod names;
 mod nat;
 mod network;
 mod relay;
+mod rotation;
 mod router;
 mod stock;
 mod story;
@@ -101,8 +102,15 @@ fn main() -> ExitCode {
     let names: Vec<&String> =
         arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
     let (short, mut long) = (
-        [SCENARIOS, nat::SCENARIOS, failover::SCENARIOS, churn::SCENARIOS, faults::SCENARIOS],
-        [LONG, nat::LONG, failover::LONG, churn::LONG].to_vec(),
+        [
+            SCENARIOS,
+            nat::SCENARIOS,
+            failover::SCENARIOS,
+            churn::SCENARIOS,
+            faults::SCENARIOS,
+            rotation::SCENARIOS,
+        ],
+        [LONG, nat::LONG, failover::LONG, churn::LONG, rotation::LONG].to_vec(),
     );
     if !has("--long") {
         long.clear();

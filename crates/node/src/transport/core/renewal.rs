@@ -92,6 +92,18 @@ impl Core {
             || self.lacks_address(&directory)
     }
 
+    /// When to look for another certificate next.
+    pub(super) fn renewal_due(&self) -> Option<Instant> {
+        if self.renewal_is_wanted() {
+            return Some(self.renewal);
+        }
+        let node = self.certified()?;
+        let issued = (node.not_before + BACKDATE).min(node.not_after);
+        let due = issued + (node.not_after - issued) * 2 / 3;
+        let wait = due.saturating_sub(self.shared.now()).min(86_400);
+        Some(self.renewal.max(Instant::now() + Duration::from_secs(wait)))
+    }
+
     /// True when another node has the IPv4 address that we were given too.
     fn lacks_address(&self, directory: &Directory) -> bool {
         let view = directory.get(self.shared.id());
@@ -115,10 +127,12 @@ impl Core {
             return;
         }
         // Sooner when little time is left.
-        let every = self.shared.timing.housekeeping;
+        let left = Duration::from_secs(not_after.saturating_sub(now));
+        let every = self.shared.timing.housekeeping.min((left / 4).max(Duration::from_secs(1)));
         let life = not_after.saturating_sub(certified.not_before + BACKDATE);
         let urgent = now >= not_after.saturating_sub(life / 10) || self.renewal_turn < 5;
-        self.renewal = Instant::now() + jitter(if urgent { every } else { every * 10 });
+        self.renewal =
+            Instant::now() + jitter(if urgent { every } else { (every * 10).min(left / 4) });
         self.renewal_turn += 1;
         let own = {
             let directory = self.shared.directory();

@@ -209,14 +209,15 @@ impl SignedLinkState {
         if body.network != network {
             return Err(LinkStateError::WrongNetwork);
         }
-        if body.links.len() % LINK_LEN != 0 || body.links.len() > MAX_LINKS * LINK_LEN {
+        if !body.links.len().is_multiple_of(LINK_LEN) || body.links.len() > MAX_LINKS * LINK_LEN {
             return Err(malformed("a list of links with an impossible length"));
         }
         if body.expires <= now {
             return Err(LinkStateError::Expired);
         }
         let latest = now.saturating_add(MAX_SKEW);
-        if body.expires > latest.saturating_add(MAX_LIFE) || body.sequence / 1000 > latest {
+        let last_end = latest.saturating_add(MAX_LIFE + MAX_SKEW);
+        if body.life > MAX_LIFE || body.expires > last_end || body.sequence / 1000 > latest {
             return Err(LinkStateError::TooLong);
         }
         if !identity::verify(body.node, LABEL, &self.body, &self.signature) {

@@ -13,6 +13,7 @@ use minicbor::{Decode, Encode};
 use warren_types::{NetworkId, NetworkName, NodeId};
 
 use crate::cbor;
+use crate::descriptor::MAX_SKEW;
 use crate::identity::{self, IdentityKey, SIGNATURE_LEN};
 use crate::network::fingerprint;
 use crate::verify::{self, CertificateError};
@@ -28,8 +29,6 @@ pub const MAX_EPOCHS: usize = 32;
 pub const DEFAULT_OVERLAP: u64 = 30 * 86_400;
 /// Longest overlap, seconds: the life of a node certificate.
 pub const MAX_OVERLAP: u64 = crate::ca::NODE_CERTIFICATE_LIFE;
-/// How far ahead of our clock a record may have been made, seconds.
-const MAX_SKEW: u64 = 3600;
 /// Roots of rotations that lost against another, at most.
 const MAX_SIDES: usize = 8;
 

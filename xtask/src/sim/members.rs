@@ -206,11 +206,11 @@ impl Members {
             LinkReport::new(to, Duration::from_millis(20 + (*other % 90) as u64), 0.0)
         };
         let links: Vec<_> = others.iter().take(16).map(report).collect();
-        let (id, expires) = (self.list[who].id, now.unix + LINK_STATE_LIFE);
-        let body =
-            LinkStateBody::new(self.network.id, id, sequence, expires, true, 0, false, &links);
+        let (network, id) = (self.network.id, self.list[who].id);
+        let (at, life) = (now.unix, LINK_STATE_LIFE);
+        let body = LinkStateBody::new(network, id, sequence, at, life, true, 0, false, &links);
         let bytes = body.sign(&self.list[who].key).encode();
-        self.note(Record::new(Kind::LinkState, id.0, sequence, expires, &bytes))
+        self.note(Record::new(Kind::LinkState, id.0, sequence, body.expires, &bytes))
     }
 
     /// Checks a record as the node does.

@@ -54,9 +54,6 @@ pub(crate) struct Mesh {
 
 /// Everybody must know of everybody within this time, seconds.
 const KNOWN_WITHIN: u64 = 60;
-/// Up to this many nodes start without knowing each other; beyond, the minutes of
-/// computing go to the other parts.
-const MASS_START: usize = 1000;
 /// A revocation must be everywhere within this time, milliseconds.
 const REVOKED_WITHIN: u64 = 2000;
 /// Most bytes a node may send or receive per second, on average.
@@ -159,8 +156,7 @@ impl Run<'_> {
         }
     }
 
-    /// Everybody starts at once. In networks of up to [`MASS_START`] nodes each
-    /// knows three others, in larger ones all, as after a power cut.
+    /// Everybody starts at once and knows three others.
     fn start(&mut self, nodes: usize) {
         let world = &mut self.world;
         let mut all: Vec<usize> = (0..world.nodes.len()).collect();

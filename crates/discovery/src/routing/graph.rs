@@ -176,7 +176,7 @@ impl Graph {
             .filter(|slot| slot.said.as_ref().is_some_and(|said| said.expires <= now))
             .map(|slot| slot.address)
             .collect();
-        ended.into_iter().fold(false, |changed, node| self.remove(node) || changed)
+        ended.into_iter().filter(|node| self.remove(*node)).count() > 0
     }
 
     fn intern(&mut self, address: Ipv6Addr) -> u32 {

@@ -147,17 +147,18 @@ fn degraded(bar: Duration) -> Result<()> {
     let pulse = mesh.pulse(1, 2, BEAT)?;
     pulse.wait_first(15 * SECOND).context("never connected")?;
     settle(&mesh)?;
-    let spells: [(&str, fn(&mut Profile)); 2] =
-        [("100 ms more", |link| link.delay += 50 * MS), ("5 % loss", |link| link.loss = 0.05)];
-    for (name, spell) in spells {
+    let good = Profile::delayed(10 * MS);
+    let slow = Profile { delay: good.delay + 50 * MS, ..good };
+    let lossy = Profile { loss: 0.05, ..good };
+    for (name, spell) in [("100 ms more", slow), ("5 % loss", lossy)] {
         // Some history on the good path.
         std::thread::sleep(3 * SECOND);
-        weather(&mesh, spell)?;
+        weather(&mesh, |link| *link = spell)?;
         let left = mesh.wait_path(1, 2, 15 * SECOND, |path| path.starts_with("via "));
         let left = left.with_context(|| name)?;
         println!("  {name}: left after {left:.2?}");
         ensure!(left <= bar, "{name}: left after {left:?} only");
-        weather(&mesh, |link| *link = Profile::delayed(10 * MS))?;
+        weather(&mesh, |link| *link = good)?;
         let back =
             mesh.wait_path(1, 2, 90 * SECOND, |path| path == "direct").with_context(|| name)?;
         println!("  {name}: direct again {back:.2?} after it passed");

@@ -150,10 +150,8 @@ impl Core {
                 let trust = directory.membership().trust();
                 trust.is_some_and(|trust| admin.counts(trust, directory.revocations(), now))
             };
-            match self.parts.admin.as_mut().filter(|admin| counts(admin)) {
-                Some(admin) => Some(admin.rotate(&request, &directory, now, persist)),
-                None => None,
-            }
+            let admin = self.parts.admin.as_mut().filter(|admin| counts(admin));
+            admin.map(|admin| admin.rotate(&request, &directory, now, persist))
         };
         match own {
             Some(Ok(chain)) => {

@@ -176,7 +176,7 @@ impl Run<'_> {
         loop {
             let next = self.world.ms + 1000;
             self.world.run_to(next);
-            if next % 5000 == 0 {
+            if next.is_multiple_of(5000) {
                 self.say(&format!("starting, {} messages so far", self.world.handled));
             }
             if self.everybody_knows_everybody() || next > 4 * KNOWN_WITHIN * 1000 {

@@ -137,6 +137,9 @@ impl Mesh {
     ) -> Option<Option<LinkPublicKey>> {
         let old = self.members.remove(&former)?;
         let id = view.id();
+        if let Some(prefixes) = self.subnets.remove(&former) {
+            self.subnets.entry(id).or_insert(prefixes);
+        }
         if let Some(contact) = self.contacts.remove(&former) {
             self.contacts.entry(id).or_insert(contact);
         }
@@ -145,6 +148,7 @@ impl Mesh {
             self.owners.remove(&old_key);
         }
         self.owners.insert(key, Owner::Node(id));
+        self.places.extend(place(&view).map(|place| (place, id)));
         self.members.insert(id, view);
         Some((old_key != key).then_some(old_key))
     }

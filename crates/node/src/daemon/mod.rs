@@ -258,12 +258,16 @@ impl Daemon {
         match &event {
             LinkEvent::SessionEstablished { peer, .. } | LinkEvent::RttMeasured { peer, .. } => {
                 self.link_up(*peer);
+                self.router_changed(peer);
             }
             LinkEvent::PathSuspected { peer } | LinkEvent::PeerUnreachable { peer } => {
                 self.link_silent(*peer);
+                self.router_changed(peer);
             }
-            LinkEvent::EndpointChanged { .. } | LinkEvent::PathChanged { .. } => {
+            LinkEvent::EndpointChanged { .. } => self.look_at_links(),
+            LinkEvent::PathChanged { peer, .. } => {
                 self.look_at_links();
+                self.router_changed(peer);
             }
             _ => {}
         }
@@ -471,6 +475,7 @@ impl Daemon {
             self.move_link(&key, id);
         }
         self.update_peer(id);
+        self.detour_for(id);
         self.take_offers(id);
         if new {
             self.events.publish(Event::PeerDiscovered { name });

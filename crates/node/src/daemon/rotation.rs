@@ -97,6 +97,7 @@ impl Daemon {
                     self.move_link(&key, id);
                 }
                 self.update_peer(id);
+                self.detour_for(id);
                 self.events.publish(Event::KeyRotated { name, what: "node key".into() });
             }
             None => self.learn(view),

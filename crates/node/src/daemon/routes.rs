@@ -16,9 +16,9 @@ use warren_control::route_approval::{
     APPROVAL_LIFE, ApprovalBody, MAX_ROUTES, SignedApproval, check_route,
 };
 use warren_os::netlink::{Netlink, Route};
-use warren_proto::engine::LinkState;
+use warren_proto::engine::{LinkState, PathState, PathStats, PeerStats};
 use warren_types::api::{Event, RouteAction, RouteReply, RouteRequest, SubnetRoute};
-use warren_types::{NodeId, mesh_node};
+use warren_types::{LinkPublicKey, NodeId, mesh_node};
 
 use super::subnets::{Circumstances, METRIC};
 use super::{Daemon, unix_now};
@@ -81,6 +81,13 @@ fn local_networks(interface: &str) -> Vec<IpNet> {
             Vec::new()
         }
     }
+}
+
+/// True for a peer that answers on no path.
+fn is_silent(stats: &PeerStats) -> bool {
+    let dead = |path: &PathStats| matches!(path.state, PathState::Suspect | PathState::Dead);
+    let tried = || stats.paths.iter().filter(|path| path.state != PathState::Untried);
+    stats.state == LinkState::Unreachable || (tried().any(dead) && tried().all(dead))
 }
 
 impl Daemon {
@@ -322,6 +329,14 @@ impl Daemon {
         };
     }
 
+    /// A member that routes for others began or ceased to answer.
+    pub(super) fn router_changed(&mut self, key: &LinkPublicKey) {
+        let offers = |id| self.subnets.offers().any(|(_, node)| node == id);
+        if self.mesh.node_of(key).is_some_and(offers) {
+            self.judge_routes();
+        }
+    }
+
     /// Judges all offers and puts the result in force.
     pub(super) fn judge_routes(&mut self) {
         let local = local_networks(&self.interface);
@@ -329,7 +344,7 @@ impl Daemon {
         let stats = self.engine.all_stats(now);
         let silent: BTreeSet<NodeId> = stats
             .iter()
-            .filter(|s| s.state == LinkState::Unreachable || self.routing.is_silent(&s.key))
+            .filter(|s| is_silent(s))
             .filter_map(|s| self.mesh.node_of(&s.key))
             .collect();
         let underlay: Vec<(String, IpAddr)> = stats

@@ -109,11 +109,6 @@ impl Routing {
         self.own
     }
 
-    /// True while nothing is heard from a peer whose session is up.
-    pub(super) fn is_silent(&self, key: &LinkPublicKey) -> bool {
-        self.silent.contains(key)
-    }
-
     /// When routes are to be computed, if they are stale, or our links told, if
     /// they are news.
     pub(super) fn due(&self) -> Option<Instant> {
@@ -364,15 +359,32 @@ impl Daemon {
             .filter(|(place, _)| **place != own)
             .map(|(place, route)| (*place, route.relays.clone()))
             .collect();
-        let detours: HashMap<NodeId, SocketAddr> = routes
-            .keys()
-            .filter_map(|place| Some((self.mesh.at(*place)?, mesh_address(*place))))
-            .collect();
         self.note_changed_routes(&routes, start);
         self.engine.set_relay_routes(routes);
         // In force before anybody sends there: what is lost now is sent again
         // only after a second.
         self.engine.publish_routes();
+        self.refresh_detours();
+    }
+
+    /// A member is known, or known anew, for whom there may be a route already:
+    /// what others say of their links can come first.
+    pub(super) fn detour_for(&mut self, id: NodeId) {
+        let place = self.mesh.place(id);
+        let routed = place.is_some_and(|place| self.routing.taken.contains_key(&place));
+        if routed != self.routing.detours.contains_key(&id) {
+            self.refresh_detours();
+        }
+    }
+
+    /// Who is reached over others, by the routes in force and the members known.
+    fn refresh_detours(&mut self) {
+        let detours: HashMap<NodeId, SocketAddr> = self
+            .routing
+            .taken
+            .keys()
+            .filter_map(|place| Some((self.mesh.at(*place)?, mesh_address(*place))))
+            .collect();
         if detours == self.routing.detours {
             return;
         }

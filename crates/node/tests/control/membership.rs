@@ -47,7 +47,7 @@ async fn a_certificate_from_the_future_blames_the_clock() {
     let founder = Plan::founder("a");
     let mut b = Plan::certified(&founder, "b", 3600);
     let a = founder;
-    a.clock.set(NOW - 3600);
+    a.clock.set(NOW - 3 * 3600);
     let mut a = a.start();
     b.bootstrap = vec![(None, a.address)];
     let mut b = b.start();

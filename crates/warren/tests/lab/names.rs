@@ -106,7 +106,7 @@ pub(crate) fn names_resolve_and_go() -> Result<()> {
 
     // A name stays with a node that changes its key, and goes with it.
     let before = two.right.status()?.node.id;
-    two.right.warren(&["rotate", "node"])?;
+    two.right.warren(&["rotate", "node-key"])?;
     eventually("the node has another key", || Ok(two.right.status()?.node.id != before))?;
     for (host, node) in [(left, &two.left), (right, &two.right)] {
         let server = node.overlay_address(false)?.to_string();

@@ -106,7 +106,8 @@ fn meet(edges: [Edge; 2]) -> Result<Cell> {
         let say = |i| {
             let node = mesh.node(i);
             let status = node.warren(&["status"]).unwrap_or_default();
-            format!("{status}\n{}\n", node.warren(&["events"]).unwrap_or_default())
+            let events = node.warren(&["events"]).unwrap_or_default();
+            format!("{status}\n{events}\n{}\n", node.log())
         };
         format!("never connected\n{}\n{}\n{}", say(0), say(1), say(2))
     })?;

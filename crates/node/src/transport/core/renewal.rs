@@ -230,7 +230,7 @@ impl Core {
             let moved = node.addresses != present.addresses;
             let may_move = self.lacks_address(&directory);
             let better = trust.rank(node.root) > trust.rank(present.root)
-                || (node.not_after.min(trust.ends(node.root)) > present.not_after)
+                || (node.not_after.min(trust.ends(node.root)) >= present.not_after)
                 || revoked;
             (better || (moved && may_move), moved && may_move)
         };
@@ -238,7 +238,9 @@ impl Core {
             && node.name == self.parts.own.name
             && (moved || self.parts.own.addresses.iter().all(|a| node.addresses.contains(a)));
         if !ours || !better {
-            return self.emit(failed("the admin sent a certificate that is not better".into()));
+            return self.emit(failed(
+                "the admin sent a certificate that ends earlier, or is not ours".into(),
+            ));
         }
         if let Err(reason) = self.parts.persist.save_certificate(&chain) {
             return self.emit(failed(reason));

@@ -9,6 +9,7 @@
 
 mod approvals;
 mod authority;
+mod connections;
 mod dialing;
 mod gossip;
 mod links;
@@ -22,19 +23,20 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quinn::{ClientConfig, Connection, Endpoint};
+use quinn::{ClientConfig, Endpoint};
 use tokio::sync::{mpsc, oneshot};
 use warren_control::descriptor::DESCRIPTOR_LIFE;
 use warren_control::network::NetworkParameters;
 use warren_control::revocation::SignedRevocation;
 use warren_control::route_approval::SignedApproval;
 use warren_control::verify::CertifiedNode;
-use warren_control::wire::{Hello, Message};
+use warren_control::wire::Message;
 use warren_discovery::gossip::{Gossip, Time};
 use warren_discovery::neighbours::Choice;
-use warren_types::{NodeId, NodeName, PresharedKey, mesh_node};
+use warren_types::{NodeId, NodeName};
 
 use self::authority::Authorities;
+use self::connections::Peer;
 pub use self::links::LinkSummary;
 pub(crate) use self::messages::AuthorityCommand;
 pub use self::messages::{AuthorityInfo, ConnectionInfo, OwnDescriptor, RootKey};
@@ -43,10 +45,9 @@ pub(crate) use self::renewal::read_chain;
 use self::succession::Succession;
 use super::admin::{Admin, AdminError, Persist};
 use super::dial::Schedule;
-use super::event::{ControlEvent, PeerConnected, RefuseReason};
-use super::frame::frame;
+use super::event::{ControlEvent, RefuseReason};
 use super::looping::Looping;
-use super::session::{CLOSE_DONE, CLOSE_DUPLICATE, CLOSE_REFUSED};
+use super::session::{CLOSE_DONE, CLOSE_REFUSED};
 use super::shared::{Shared, remote};
 use super::tunnel::Tunnels;
 use crate::random::OsRandom;
@@ -64,39 +65,6 @@ const SAVE_PER_NODE: Duration = Duration::from_millis(20);
 /// Refusals reported per [`REFUSAL_WINDOW`]; a flood must not fill the log.
 const REFUSALS: u32 = 20;
 const REFUSAL_WINDOW: Duration = Duration::from_secs(10);
-
-struct Peer {
-    connection: Connection,
-    outgoing: mpsc::Sender<Outgoing>,
-    hello: Box<Hello>,
-    psk: PresharedKey,
-    target: Option<Target>,
-    /// The name by which the daemon was told of it.
-    announced: Option<NodeName>,
-    /// Messages may be sent.
-    ready: bool,
-}
-
-impl Peer {
-    fn dialer(&self) -> bool {
-        self.target.is_some()
-    }
-
-    fn push(&self, frames: Vec<Arc<[u8]>>) {
-        if self.ready {
-            self.queue(frames);
-        }
-    }
-
-    /// Like [`Peer::push`], also while the first exchange lasts: it goes out
-    /// right after it.
-    fn queue(&self, frames: Vec<Arc<[u8]>>) {
-        if self.outgoing.try_send(Outgoing::Frames(frames)).is_err() {
-            // It does not take what we send: start over, with a full exchange.
-            self.connection.close(CLOSE_DONE, b"");
-        }
-    }
-}
 
 pub(crate) struct Parts {
     pub(crate) network: NetworkParameters,
@@ -292,143 +260,6 @@ impl Core {
         self.refusals.1 += 1;
         if self.refusals.1 <= REFUSALS {
             self.emit(ControlEvent::Refused { remote, reason });
-        }
-    }
-
-    // ---- connections -----------------------------------------------------
-
-    fn on_hello(&mut self, node: NodeId, peer: Peer) -> Verdict {
-        if self.is_barred(node) {
-            return Verdict::Refused(RefuseReason::Barred);
-        }
-        let known = self.peers.contains_key(&node) || self.choice.contains(node);
-        if self.peers.len() >= MAX_CONNECTIONS && !known && !peer.dialer() {
-            return Verdict::Refused(RefuseReason::Busy);
-        }
-        let now = self.shared.now();
-        let applied = self.shared.directory().apply(&peer.hello.descriptor, now);
-        match applied {
-            Ok(changes) => self.spread(changes, &peer.hello.descriptor, Some(node)),
-            Err(error) => return Verdict::Refused(error.into()),
-        }
-        if self.shared.directory().get(node).is_none() {
-            return Verdict::Refused(RefuseReason::HasLeft);
-        }
-        if let Some(Target::Endpoint(address)) = peer.target {
-            self.answered.insert(address, node);
-        }
-        if let Some(old) = self.peers.get(&node) {
-            let restarted = old.hello.instance != peer.hello.instance;
-            let dialed_by = |p: &Peer| if p.dialer() { self.shared.id() } else { node };
-            let smaller = self.shared.id().min(node);
-            // The one dialed by the smaller id stays; of two dialed by the same
-            // side the newer, since that side had lost the older.
-            let newer_stays = restarted || dialed_by(&peer) == smaller || dialed_by(old) != smaller;
-            if !newer_stays {
-                return Verdict::Duplicate;
-            }
-            old.connection.close(CLOSE_DUPLICATE, b"");
-            if let Some(target) = old.target {
-                self.release(target);
-            }
-        }
-        if peer.dialer() {
-            let address = remote(&peer.connection);
-            self.parts.tunnels.reached(address);
-            // The way into a tunnel is gone when the tunnel is; detours are the
-            // daemon's to tell.
-            if !self.parts.tunnels.contains(address) && mesh_node(address).is_none() {
-                self.hints.entry(node).or_default().insert(address);
-            }
-        }
-        if let Some(target) = peer.target {
-            self.attempts.remove(&target);
-            self.occupy(target);
-        }
-        let dialer = peer.dialer();
-        let (tell, installed) = oneshot::channel();
-        let time = self.time();
-        self.gossip.neighbour_down(node, time);
-        self.send_gossip();
-        self.stale |= self.unreachable.remove(&node).is_some();
-        self.peers.insert(node, peer);
-        if dialer {
-            drop(tell);
-        } else {
-            self.announce(node, tell);
-        }
-        Verdict::Keep(installed)
-    }
-
-    fn announce(&mut self, node: NodeId, installed: oneshot::Sender<()>) {
-        let view = self.shared.directory().get(node).cloned();
-        let now = self.shared.now();
-        let (Some(view), Some(peer)) = (view, self.peers.get_mut(&node)) else { return };
-        peer.announced = Some(view.name.clone());
-        let ahead = i64::try_from(peer.hello.time.abs_diff(now)).unwrap_or(i64::MAX);
-        let event = PeerConnected {
-            node,
-            view,
-            remote: remote(&peer.connection),
-            psk: peer.psk.clone(),
-            dialer: peer.dialer(),
-            post_quantum: true,
-            observed: super::socket::canonical(peer.hello.observed),
-            software: peer.hello.software.clone(),
-            clock_ahead_s: if peer.hello.time < now { -ahead } else { ahead },
-            installed,
-        };
-        self.emit(ControlEvent::PeerConnected(Box::new(event)));
-    }
-
-    fn current(&mut self, node: NodeId, stable: usize) -> Option<&mut Peer> {
-        let node = self.present(node);
-        self.peers.get_mut(&node).filter(|p| p.connection.stable_id() == stable)
-    }
-
-    fn on_ready(&mut self, node: NodeId, stable: usize, installed: oneshot::Sender<()>) {
-        let node = self.present(node);
-        let Some(peer) = self.current(node, stable) else { return };
-        peer.ready = true;
-        if peer.announced.is_none() {
-            self.announce(node, installed);
-        }
-        // Roots go first, since they sign the rest; then revocations, then what
-        // each lacks.
-        let trust = self.shared.directory().membership().trust().map(|trust| trust.chain());
-        if let Some(chain) = trust.filter(|chain| !chain.0.is_empty())
-            && let Some(peer) = self.peers.get(&node)
-        {
-            peer.push(vec![frame(&Message::Trust(chain))]);
-        }
-        let (preferred, now) = (self.choice.contains(node), self.time());
-        self.gossip.neighbour_up(node, preferred, now);
-        self.send_gossip();
-    }
-
-    fn on_closed(&mut self, node: NodeId, stable: usize, reason: String) {
-        let node = self.present(node);
-        if self.current(node, stable).is_none() {
-            return;
-        }
-        let Some(peer) = self.peers.remove(&node) else { return };
-        let time = self.time();
-        self.gossip.neighbour_down(node, time);
-        self.send_gossip();
-        if let Some(target) = peer.target {
-            self.release(target);
-        }
-        self.stale = true;
-        let now = Instant::now();
-        let (own, timing) = (self.shared.id(), self.shared.timing);
-        if let Some(schedule) = self.schedule.get_mut(&Target::Node(node)) {
-            schedule.lost(now, &timing);
-            if own > node {
-                schedule.next += timing.courtesy;
-            }
-        }
-        if let Some(name) = peer.announced {
-            self.emit(ControlEvent::PeerLost { node, name, reason });
         }
     }
 

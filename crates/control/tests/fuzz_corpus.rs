@@ -47,3 +47,8 @@ fn descriptor() {
 fn certificate() {
     replay("certificate", entry::certificate);
 }
+
+#[test]
+fn record() {
+    replay("record", entry::record);
+}

@@ -103,6 +103,7 @@ pub(crate) fn mesh(options: &Mesh) -> Result<ExitCode> {
 }
 
 /// Somebody others are to learn of.
+#[derive(Debug, Clone, Copy)]
 struct Watched {
     who: usize,
     since: u64,
@@ -286,14 +287,13 @@ impl Run<'_> {
     fn look(&mut self) {
         let now = self.world.ms;
         let mut left = Vec::new();
-        for watched in std::mem::take(&mut self.watched) {
+        let all = std::mem::take(&mut self.watched);
+        for watched in all.iter().copied() {
             let Some(node) = self.world.up(watched.who) else { continue };
             let side = self.world.divided.then_some(node.side);
             let mut honest = self.world.honest(side);
             // Two newcomers are each other's to find as well, but timed by the later.
-            let later = |w: &&Watched| w.since > watched.since;
-            for other in left.iter().filter(later) {
-                let other: &Watched = other;
+            for other in all.iter().filter(|w| w.joined && w.since > watched.since) {
                 honest.set(other.who, false);
             }
             let id = self.world.members.list[watched.who].id;

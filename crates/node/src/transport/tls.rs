@@ -33,7 +33,7 @@ use crate::random::OsRandom;
 /// Times of the control transport.
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {
-    /// Between packets on an idle connection. Default 3 s.
+    /// Between packets on an idle connection. Default 4 s.
     pub keep_alive: Duration,
     /// Without any packet from the peer for this long it counts as dead.
     /// Default 10 s.
@@ -54,7 +54,7 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         Self {
-            keep_alive: Duration::from_secs(3),
+            keep_alive: Duration::from_secs(4),
             idle: Duration::from_secs(10),
             handshake: Duration::from_secs(6),
             retry: Duration::from_secs(1),

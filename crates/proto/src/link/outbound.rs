@@ -131,7 +131,7 @@ impl Outbound {
         }
         peer.note_sent(plan.count() as u64, plan.total_bytes(), now_ms);
         if let Some(via) = &via {
-            via.hop.note_sent(plan.count() as u64, plan.total_bytes(), now_ms);
+            relay::note_sent(&via.hop, plan.count(), plan.total_bytes(), now_ms);
         }
         Fate::Sent
     }
@@ -178,7 +178,7 @@ impl Outbound {
         if oversize {
             self.flush_fragmentable(io);
         }
-        peer.note_sent(1, frame.len() as u64, now_ms);
+        relay::note_sent(peer, 1, frame.len() as u64, now_ms);
         Fate::Sent
     }
 

@@ -335,7 +335,7 @@ impl Receiver {
         match self.judge.frame(routes, peer, payload) {
             Onward::Ours => {
                 self.nested.keep(len);
-                Some(len)
+                relay::traffic(len)
             }
             Onward::Pass(to) => {
                 let fate = pass(&mut self.outbound, io, &to, payload, arrival);
@@ -348,7 +348,8 @@ impl Receiver {
         }
     }
 
-    /// A relay frame of `len` bytes is in the slot.
+    /// A relay frame of `len` bytes is in the slot. Returns its size when it is
+    /// traffic of this link.
     fn relay_frame(
         &mut self,
         io: &mut impl Outputs,
@@ -369,7 +370,7 @@ impl Receiver {
                     self.nested.keep(len);
                     self.nested.expected = true;
                 }
-                kept.map(|()| len)
+                kept.and_then(|()| relay::traffic(len))
             }
             Onward::Pass(to) => {
                 let fate = pass(&mut self.outbound, io, &to, frame, arrival);
@@ -390,7 +391,7 @@ impl Receiver {
             return None;
         }
         self.passed = (self.passed.0 + 1, self.passed.1 + len as u64);
-        Some(len)
+        relay::traffic(len)
     }
 
     /// An authenticated payload of `len` bytes is in the slot. Returns the

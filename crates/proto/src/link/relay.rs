@@ -73,6 +73,25 @@ pub fn is_relay(payload: &[u8]) -> bool {
     payload.first() == Some(&KIND)
 }
 
+/// Relay frames up to this size, bytes, are not traffic of the links they
+/// travel on: most are probes of the paths of others. If they were, links would
+/// keep each other awake by probing, everybody's over everybody's.
+const QUIET_FRAME: usize = 256;
+
+/// The size of a relay frame if it is traffic of the link it travels on.
+pub(super) fn traffic(len: usize) -> Option<usize> {
+    (len > QUIET_FRAME).then_some(len)
+}
+
+/// `len` bytes for or of others went out on `hop`.
+pub(super) fn note_sent(hop: &PeerLink, packets: usize, len: u64, now_ms: u64) {
+    if len > QUIET_FRAME as u64 {
+        hop.note_sent(packets as u64, len, now_ms);
+    } else {
+        hop.last_tx_ms.store(now_ms, Ordering::Relaxed);
+    }
+}
+
 /// A well-formed relay frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RelayFrame<'a> {
@@ -394,7 +413,7 @@ pub fn wrap(
     };
     let mut message = vec![0; frame.len() + OVERHEAD];
     session.seal_from(&frame, &mut message, 0, counter);
-    via.hop.note_sent(1, frame.len() as u64, now_ms);
+    note_sent(&via.hop, 1, frame.len() as u64, now_ms);
     Wrapped::Send { to: via.to, datagram: message, fragment }
 }
 

@@ -20,6 +20,8 @@ const RECENT_MS: u64 = 2_000;
 const IDLE_DETOUR_MS: u64 = 120_000;
 /// Between probes of others that work, while packets flow, lately, and idle.
 const STANDBY_MS: [u64; 3] = [2_000, 10_000, 60_000];
+/// The same of a detour lately: it costs the nodes between as well.
+const STANDBY_DETOUR_MS: u64 = 30_000;
 /// Of one that failed lately, while packets flow: it must not look well only
 /// because it is seldom looked at.
 const WATCHED_MS: u64 = 400;
@@ -143,6 +145,7 @@ impl Candidate {
         match (pace, self.misses) {
             (Pace::Flowing, _) if failed => WATCHED_MS,
             (Pace::Flowing, 0) => STANDBY_MS[0],
+            (Pace::Recent { .. }, 0) if self.detour() => STANDBY_DETOUR_MS,
             (Pace::Recent { .. }, 0) => STANDBY_MS[1],
             (Pace::Idle, _) if self.detour() => u64::MAX,
             (Pace::Idle | Pace::Asleep, 0) => STANDBY_MS[2],

@@ -3,7 +3,7 @@
 //!
 //! In: which network, which node, which port. Out: [`Sighting`]s: addresses
 //! where a member may be. Invariants: what is announced names neither the
-//! network nor the node nor the machine ([`announcement`] has all of it);
+//! network nor the node nor the machine (`announcement` has all of it);
 //! a sighting is only a hint where to dial, since anybody on the local network
 //! can make one up: whoever answers there proves who it is as everywhere;
 //! how many are taken in is bounded by the daemon. Nothing is announced over

@@ -3,15 +3,15 @@
 //! A path is a remote address: a socket address, or the mesh address that means
 //! "over other nodes". In: candidate addresses (configured, told by the peer, or
 //! heard from), answers to probes, the time. Out: which address to probe now
-//! ([`Paths::due`]), where data goes ([`Paths::choose`]), and figures.
+//! (`Paths::due`), where data goes (`Paths::choose`), and figures.
 //!
-//! - [`admissible`]: which addresses may be probed at all.
-//! - [`candidate`]: one path: its probes, round trip, loss and state.
-//! - [`choice`]: cost, hysteresis and damping.
-//! - [`progress`]: a path that answers probes but loses data.
-//! - [`schedule`]: when which path is probed, and how many probes strangers get.
+//! - `admissible`: which addresses may be probed at all.
+//! - `candidate`: one path: its probes, round trip, loss and state.
+//! - `choice`: cost, hysteresis and damping.
+//! - `progress`: a path that answers probes but loses data.
+//! - `schedule`: when which path is probed, and how many probes strangers get.
 //!
-//! Invariants: at most [`MAX_PATHS`] paths; a path carries data only after it
+//! Invariants: at most `MAX_PATHS` paths; a path carries data only after it
 //! answered a probe whose token went nowhere else, or carried a handshake; an
 //! address that never answered gets few, small probes, ever more seldom, out of
 //! one budget for each peer. Times are ms on the engine's clock (0 is never),

@@ -221,6 +221,11 @@ impl Gossip {
         }
         self.choose_active();
         self.out.retain(|(to, _)| *to != node);
+        self.ask_others(node, now);
+    }
+
+    /// What `node` offered is asked of others who offer it, or wanted no more.
+    fn ask_others(&mut self, node: NodeId, now: Time) {
         let mut again = Vec::new();
         for tag in self.wants.offered_by(node) {
             if let Some(next) = self.wants.settle(node, tag, self.store.known(tag)) {
@@ -289,7 +294,7 @@ impl Gossip {
             Message::Unknown(_) => {}
         }
         self.ask(from, now);
-        self.catch_up();
+        self.catch_up(now);
     }
 
     /// False when `from` is no neighbour or has said too much; counted then.
@@ -337,6 +342,10 @@ impl Gossip {
             return;
         }
         let Some(neighbour) = self.neighbours.get_mut(&from) else { return };
+        if neighbour.is_muted(now.ms) {
+            neighbour.behind = true;
+            return;
+        }
         neighbour.behind |= self.wants.is_full();
         if !neighbour.was_refused(tag, version, now.ms)
             && self.wants.offer(from, tag, version)
@@ -433,6 +442,7 @@ impl Gossip {
             let Some(neighbour) = self.neighbours.get_mut(&from) else { return };
             if self.wants.is_asked(from, tag) {
                 neighbour.asked = neighbour.asked.saturating_sub(1);
+                neighbour.delivered();
             } else if !neighbour.push.take(record.memory(), now.ms) {
                 self.exceeded(from, now);
                 continue;
@@ -551,6 +561,11 @@ impl Gossip {
             self.counters.unanswered += 1;
             if let Some(neighbour) = self.neighbours.get_mut(&node) {
                 neighbour.asked = neighbour.asked.saturating_sub(1);
+                if neighbour.let_down(now.ms) {
+                    neighbour.asked = 0;
+                    self.ask_others(node, now);
+                    continue;
+                }
             }
             if let Some(next) = self.wants.settle(node, tag, self.store.known(tag)) {
                 self.requeue(next, tag);
@@ -575,7 +590,7 @@ impl Gossip {
             self.next_tidy = now.ms + REPAIR_MS;
             self.changes.forget(self.store.len(), now.ms);
         }
-        self.catch_up();
+        self.catch_up(now);
     }
 
     /// The next message, and to whom.

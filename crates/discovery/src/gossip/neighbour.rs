@@ -33,6 +33,12 @@ const REFUSED_MS: u64 = 300_000;
 const MAX_FAULTS: u32 = 4;
 const FAULT_MS: u64 = 60_000;
 
+/// Requests in a row that it leaves unanswered before nothing more is asked of
+/// it for a while: half of what it may be asked at once.
+const UNANSWERED: u32 = 48;
+/// That while, milliseconds.
+const MUTE_MS: u64 = 60_000;
+
 #[derive(Debug)]
 pub(crate) struct Neighbour {
     /// The choice of neighbours wants it.
@@ -54,6 +60,10 @@ pub(crate) struct Neighbour {
     refused: VecDeque<(Tag, u64, u64)>,
     faults: u32,
     faults_at: u64,
+    /// Requests left unanswered since it last delivered something.
+    unanswered: u32,
+    /// Its offers do not count before this, milliseconds.
+    muted_until: u64,
 }
 
 impl Neighbour {
@@ -72,7 +82,32 @@ impl Neighbour {
             refused: VecDeque::new(),
             faults: 0,
             faults_at: now_ms,
+            unanswered: 0,
+            muted_until: 0,
         }
+    }
+
+    /// It delivered what it was asked for.
+    pub(crate) fn delivered(&mut self) {
+        self.unanswered = 0;
+    }
+
+    /// It did not. True when its offers are not to count for a while: it may
+    /// promise what does not exist, to keep us busy.
+    pub(crate) fn let_down(&mut self, now_ms: u64) -> bool {
+        self.unanswered += 1;
+        let muted = self.unanswered >= UNANSWERED;
+        if muted {
+            self.unanswered = 0;
+            self.muted_until = now_ms + MUTE_MS;
+            self.behind = true;
+            self.queue.clear();
+        }
+        muted
+    }
+
+    pub(crate) fn is_muted(&self, now_ms: u64) -> bool {
+        now_ms < self.muted_until
     }
 
     /// Counts something dropped for a limit.

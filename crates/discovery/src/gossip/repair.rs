@@ -14,6 +14,7 @@ use warren_types::NodeId;
 use super::limits::Cause;
 use super::machine::Gossip;
 use super::message::{Item, MAX_ITEMS, Message, Range, Sum};
+use super::neighbour::Neighbour;
 use super::record::Time;
 
 /// With more records on their way, comparisons wait,
@@ -93,11 +94,12 @@ impl Gossip {
     }
 
     /// Resumes a comparison that was put off.
-    pub(super) fn catch_up(&mut self) {
+    pub(super) fn catch_up(&mut self, now: Time) {
         if self.wants.len() >= CALM {
             return;
         }
-        let behind = self.neighbours.iter_mut().find(|(_, n)| n.behind);
+        let ready = |n: &Neighbour| n.behind && !n.is_muted(now.ms);
+        let behind = self.neighbours.iter_mut().find(|(_, n)| ready(n));
         if let Some((node, neighbour)) = behind {
             neighbour.behind = false;
             let node = *node;

@@ -336,6 +336,38 @@ fn who_announces_and_does_not_deliver_costs_seconds_only() {
     assert_eq!(world.of(3).counters().unanswered, 1);
 }
 
+/// A newcomer between an honest neighbour and one that promises thousands of
+/// records there are not: it loads the genuine ones all the same.
+#[test]
+fn who_promises_thousands_is_not_asked_for_long() {
+    let mut world = World::new(3);
+    for n in 0..200 {
+        let genuine = record_of(Kind::Descriptor, n, 7, b"genuine");
+        world.of(1).restore(genuine);
+    }
+    let invented: Vec<Item> = (0..2000u32)
+        .map(|n| {
+            let mut subject = [0xee; 32];
+            subject[..4].copy_from_slice(&n.to_be_bytes());
+            Item { tag: Tag::new(Kind::Descriptor, &subject), version: 9 << 16 }
+        })
+        .collect();
+    world.link(2, 3);
+    for part in invented.chunks(MAX_ITEMS) {
+        world.inject(2, 3, &Message::Announce(part.to_vec()));
+    }
+    world.run(100);
+    world.link(1, 3);
+    world.run(8_000);
+    assert_eq!(world.of(3).len(), 200, "loaded while one promised");
+    assert!(world.of(3).counters().unanswered < 200, "{:?}", world.of(3).counters());
+    // What it truly has counts again after a while.
+    let late = record_of(Kind::Descriptor, 201, 8, b"genuine");
+    world.of(2).restore(late.clone());
+    world.run(150_000);
+    assert_eq!(world.of(3).get(Kind::Descriptor, &id(201).0), Some(&late));
+}
+
 #[test]
 fn what_has_ended_does_not_come_back() {
     let mut world = World::mesh(2);

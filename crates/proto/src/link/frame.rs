@@ -32,9 +32,12 @@ pub fn is_frame(payload: &[u8]) -> bool {
     payload.first().is_some_and(|first| *first < 0x10)
 }
 
-/// True when an inner payload counts as data: IP packets, and what is relayed.
+/// True when an inner payload counts as data: IP packets, and what is relayed
+/// and was counted where it was sent.
 pub fn is_data(payload: &[u8]) -> bool {
-    payload.first().is_some_and(|first| *first >= 0x10 || *first == RELAY)
+    payload.first().is_some_and(|first| {
+        *first >= 0x10 || (*first == RELAY && super::relay::traffic(payload.len()).is_some())
+    })
 }
 
 /// A link frame.

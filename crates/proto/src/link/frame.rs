@@ -198,7 +198,8 @@ mod tests {
             assert_eq!(Frame::parse(&wire), None);
         }
         assert!(!is_frame(&[]) && !is_data(&[]));
-        assert!(!is_frame(&[0x45]) && is_data(&[0x45]) && is_data(&[3]));
+        assert!(!is_frame(&[0x45]) && is_data(&[0x45]));
+        assert!(is_data(&[3; 257]) && !is_data(&[3; 256]), "probes of others are not data");
     }
 
     #[test]

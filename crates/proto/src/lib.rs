@@ -18,6 +18,7 @@
 pub mod engine;
 pub mod link;
 pub mod noise;
+pub mod onion;
 pub mod packet;
 pub mod path;
 

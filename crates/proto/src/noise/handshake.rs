@@ -59,6 +59,15 @@ impl StaticKey {
         Self(Arc::new(KeyPair::new(secret.expose())))
     }
 
+    /// From the bytes of any X25519 secret key.
+    pub fn from_bytes(secret: &[u8; 32]) -> Self {
+        Self(Arc::new(KeyPair::new(secret)))
+    }
+
+    pub(super) fn pair(&self) -> Arc<KeyPair> {
+        self.0.clone()
+    }
+
     /// The public key.
     pub fn public(&self) -> LinkPublicKey {
         LinkPublicKey(self.0.public)
@@ -78,7 +87,7 @@ impl StaticKey {
     fn builder<'a>(&self, suite: Suite, rng: &mut dyn CryptoRng) -> snow::Builder<'a> {
         let mut ephemeral = Zeroizing::new([0; 32]);
         rng.fill_bytes(&mut ephemeral[..]);
-        let resolver = Resolver { local: self.0.clone(), ephemeral };
+        let resolver = Resolver { local: Some(self.0.clone()), ephemeral };
         snow::Builder::with_resolver(params(suite), Box::new(resolver))
             .local_private_key(&[0; 32])
             .and_then(|builder| builder.prologue(protocol(suite).1))

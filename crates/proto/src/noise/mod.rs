@@ -6,6 +6,7 @@
 //! - [`message`]: the three handshake datagrams, byte by byte.
 //! - [`handshake`]: one handshake as initiator or responder, down to the two
 //!   transport keys. snow runs the Noise state machine.
+//! - [`nk`]: the handshake of circuits, in which the client stays unknown.
 //! - [`mac`]: mac1, mac2, cookies.
 //! - [`tai64n`]: the timestamp that keeps an initiation from being replayed.
 //!
@@ -17,6 +18,7 @@
 pub mod handshake;
 pub mod mac;
 pub mod message;
+pub mod nk;
 mod resolver;
 pub mod tai64n;
 

@@ -74,8 +74,8 @@ impl KeyPair {
 
 /// What one handshake takes its primitives from.
 pub(super) struct Resolver {
-    /// Our static key.
-    pub(super) local: Arc<KeyPair>,
+    /// Our static key; initiators of Noise_NK have none.
+    pub(super) local: Option<Arc<KeyPair>>,
     /// The ephemeral secret.
     pub(super) ephemeral: Zeroizing<[u8; 32]>,
 }
@@ -122,7 +122,7 @@ impl Random for Drawn {
 /// snow calls `set` on the static key's object only and `generate` on the
 /// ephemeral one's only, so `set` means "be the static key" whatever the bytes.
 struct X25519 {
-    local: Arc<KeyPair>,
+    local: Option<Arc<KeyPair>>,
     key: Option<Arc<KeyPair>>,
 }
 
@@ -137,7 +137,7 @@ impl Dh for X25519 {
         32
     }
     fn set(&mut self, _: &[u8]) {
-        self.key = Some(self.local.clone());
+        self.key = self.local.clone();
     }
     fn generate(&mut self, rng: &mut dyn Random) -> Result<(), snow::Error> {
         let mut secret = Zeroizing::new([0; 32]);
@@ -288,7 +288,7 @@ mod tests {
         snow::Builder::with_resolver(
             vector.name.parse().unwrap(),
             Box::new(Resolver {
-                local: Arc::new(KeyPair::new(&key(local))),
+                local: Some(Arc::new(KeyPair::new(&key(local)))),
                 ephemeral: Zeroizing::new(key(ephemeral)),
             }),
         )
@@ -369,7 +369,7 @@ mod tests {
     #[test]
     fn low_order_points_are_refused() {
         let local = Arc::new(KeyPair::new(&[9; 32]));
-        let dh = X25519 { local: local.clone(), key: Some(local) };
+        let dh = X25519 { local: Some(local.clone()), key: Some(local) };
         let mut one = [0; 32];
         one[0] = 1;
         let mut out = [0; 56];

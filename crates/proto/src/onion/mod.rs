@@ -1,12 +1,20 @@
 //! Onion-routed paths: cells, circuits and sessions.
 //!
 //! - [`cell`]: frames of one size and their parts.
-//! - [`keys`], [`layer`]: the cryptography of one hop, and of all in a row.
+//! - [`handshake`], [`keys`], [`layer`]: the cryptography of one hop, and of all
+//!   in a row.
+//! - [`payload`]: what is said under the layers.
+//! - [`circuit`], [`session`], [`tables`]: what workers share with the slow path.
 //!
 //! Invariants: no I/O and no clock; nothing panics on outside bytes; a hop
 //! knows its neighbours only.
 
 pub mod cell;
+pub mod circuit;
+pub mod handshake;
 pub mod keys;
 pub mod layer;
+pub mod payload;
 mod primitive;
+pub mod session;
+pub mod tables;

@@ -234,6 +234,9 @@ fn a_relay_that_drops_packets_is_left() -> Result<()> {
         mesh.wan.change(middle, end, |link| link.loss = 0.15)?;
     }
     let moved = mesh.wait_path(1, 2, 20 * SECOND, |path| path == "via other")?;
+    // Each end decides for itself, and sees the loss of what it sends: the other
+    // one may take its five seconds.
+    mesh.wait_path(2, 1, 20 * SECOND, |path| path == "via other")?;
     std::thread::sleep(3 * SECOND);
     let end = pulse.now();
     let (lost, sent) = pulse.so_far().lost(end - 2 * SECOND, end - 300 * MS);

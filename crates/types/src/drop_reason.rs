@@ -69,6 +69,19 @@ reasons! {
     RelayTooBig = "relay_too_big",
     /// No way over other nodes to a node that is reached so.
     RelayNoRoute = "relay_no_route",
+    /// A cell that was altered, or not made for its circuit.
+    CellForged = "cell_forged",
+    /// A cell that came before, or too late.
+    CellReplay = "cell_replay",
+    /// A cell of a circuit that is not known, or from a node it does not pass.
+    CellUnknown = "cell_unknown",
+    /// A cell for the next hop of a circuit that ends here, or for a neighbour
+    /// that cannot be reached directly.
+    CellNoHop = "cell_no_hop",
+    /// An inner packet of a circuit from or to an address it may not have.
+    CellAddress = "cell_address",
+    /// No circuit is ready for a packet that may only leave through one.
+    NoCircuit = "no_circuit",
     /// The kernel refused the datagram or frame.
     SendFailed = "send_failed",
 }

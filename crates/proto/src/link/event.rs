@@ -8,6 +8,7 @@ use warren_types::DropReason;
 
 use super::peer::PeerLink;
 use super::session::RecvSession;
+use crate::onion::circuit::{ClientCircuit, HopCircuit};
 
 /// Something a worker cannot or must not decide by itself.
 #[derive(Debug)]
@@ -36,6 +37,29 @@ pub enum ToEngine {
         from: SocketAddr,
         /// The frame, padding included.
         data: Vec<u8>,
+    },
+    /// A cell that is no worker's business: the beginning or end of a circuit.
+    Cell {
+        /// Who sent it.
+        peer: Arc<PeerLink>,
+        /// The cell.
+        data: Vec<u8>,
+    },
+    /// What a client says to us as a hop of its circuit.
+    OnionRequest {
+        /// The circuit.
+        circuit: Arc<HopCircuit>,
+        /// The text.
+        text: Vec<u8>,
+    },
+    /// What a hop of one of our circuits says.
+    OnionAnswer {
+        /// The circuit.
+        circuit: Arc<ClientCircuit>,
+        /// The hop, from 0.
+        hop: usize,
+        /// The text.
+        text: Vec<u8>,
     },
     /// Packets for a peer without a usable session: the engine makes a
     /// handshake and sends them after it.

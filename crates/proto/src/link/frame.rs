@@ -6,6 +6,7 @@
 //! echo request: 0x01 | 0 0 0 | id 4 LE | token 8 LE | zeros, 32 or more
 //! echo reply:   0x02 | 0 0 0 | id 4 LE | token 8 LE | received 8 LE | address 18 | 0 x 6
 //! candidates:   0x04 | count | flags | 0 | count x address 18
+//! cells:        0x05 to 0x09, see [`crate::onion::cell`]
 //! address:      IPv6 or IPv4-mapped 16 | port 2 LE
 //! ```
 //! A request may be padded with zeros to any size, to probe the path's MTU, and
@@ -32,11 +33,13 @@ pub fn is_frame(payload: &[u8]) -> bool {
     payload.first().is_some_and(|first| *first < 0x10)
 }
 
-/// True when an inner payload counts as data: IP packets, and what is relayed
-/// and was counted where it was sent.
+/// True when an inner payload counts as data: IP packets, cells, and what is
+/// relayed and was counted where it was sent.
 pub fn is_data(payload: &[u8]) -> bool {
     payload.first().is_some_and(|first| {
-        *first >= 0x10 || (*first == RELAY && super::relay::traffic(payload.len()).is_some())
+        *first >= 0x10
+            || crate::onion::cell::is_cell(payload)
+            || (*first == RELAY && super::relay::traffic(payload.len()).is_some())
     })
 }
 

@@ -9,12 +9,14 @@
 //! - [`tables`]: destination address to peer, receiver index to session.
 //! - [`transmit`], [`receive`]: the fast path itself, batch by batch: pure
 //!   functions over the above, with [`event`] for what comes out of them.
+//! - `cells`: what workers do with the cells of circuits.
 //! - [`outbound`], [`seal`]: what both use to send.
 //!
 //! Ownership: the engine alone creates sessions and publishes tables; workers
 //! only read them, add to counters, move a stock peer's endpoint when it roams,
 //! and note the way back of what comes over other nodes.
 
+mod cells;
 pub mod event;
 pub mod frame;
 pub mod outbound;
@@ -28,6 +30,8 @@ pub mod session;
 pub mod tables;
 pub mod transmit;
 
+#[cfg(test)]
+mod cell_tests;
 #[cfg(test)]
 mod fast_tests;
 #[cfg(test)]

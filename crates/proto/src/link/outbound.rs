@@ -152,6 +152,46 @@ impl Outbound {
         if oversize && !relay::may_fragment(frame) {
             return Fate::Dropped(DropReason::RelayTooBig);
         }
+        let fate = self.frame(io, peer, to, frame, oversize, tos, now_ms);
+        if fate == Fate::Sent {
+            relay::note_sent(peer, 1, frame.len() as u64, now_ms);
+        }
+        fate
+    }
+
+    /// Sends a cell to `peer`, a neighbour on its circuit.
+    pub fn cell(
+        &mut self,
+        io: &mut impl Outputs,
+        peer: &Arc<PeerLink>,
+        cell: &[u8],
+        tos: u8,
+        now_ms: u64,
+    ) -> Fate {
+        let Some(to) = relay::direct(peer) else {
+            return Fate::Dropped(DropReason::CellNoHop);
+        };
+        // Cells have one size: a path that is too small for it carries them in
+        // fragments.
+        let oversize = cell.len() > peer.path_mtu.load(Ordering::Relaxed) as usize;
+        let fate = self.frame(io, peer, to, cell, oversize, tos, now_ms);
+        if fate == Fate::Sent {
+            peer.note_sent(1, cell.len() as u64, now_ms);
+        }
+        fate
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "what a frame on its way is")]
+    fn frame(
+        &mut self,
+        io: &mut impl Outputs,
+        peer: &Arc<PeerLink>,
+        to: SocketAddr,
+        frame: &[u8],
+        oversize: bool,
+        tos: u8,
+        now_ms: u64,
+    ) -> Fate {
         let session = peer.send.load();
         let Some(session) = session
             .as_ref()
@@ -178,7 +218,6 @@ impl Outbound {
         if oversize {
             self.flush_fragmentable(io);
         }
-        relay::note_sent(peer, 1, frame.len() as u64, now_ms);
         Fate::Sent
     }
 

@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering;
 
 use warren_types::{DropReason, mesh_address, mesh_node};
 
+use super::cells::{Around, CellReader};
 use super::event::{Outputs, ToEngine};
 use super::frame::is_data;
 use super::outbound::{Fate, Outbound, REJECT_AFTER_MS, single};
@@ -27,6 +28,8 @@ use super::session::{
 use super::tables::{Routes, Tables};
 use super::transmit::{AnswerLimit, TAIL_ROOM};
 use crate::noise::{MacKey, mac1_ok};
+use crate::onion::cell;
+use crate::onion::tables::OnionTables;
 use crate::packet::gather::{Gather, Limits};
 use crate::packet::icmp::{self, Answer};
 use crate::packet::ip::Ip;
@@ -91,6 +94,8 @@ pub struct Receiver {
     judged: Option<Judged>,
     judge: Judge,
     nested: Nested,
+    onion: Option<Arc<OnionTables>>,
+    cells: CellReader,
     /// Frames passed on for others and their bytes, not yet counted.
     passed: (u64, u64),
     answers: AnswerLimit,
@@ -106,6 +111,8 @@ impl Receiver {
             judged: None,
             judge: Judge::default(),
             nested: Nested::default(),
+            onion: None,
+            cells: CellReader::default(),
             passed: (0, 0),
             answers: AnswerLimit::default(),
         }
@@ -212,6 +219,8 @@ impl Receiver {
     pub fn finish(&mut self, io: &mut impl Outputs) {
         self.gather.finish(&mut |frame| io.tun(frame));
         self.outbound.flush(io);
+        // A circuit that ended is found so in the next batch.
+        self.cells.forget();
     }
 
     /// As [`Self::finish`], before a longer wait: forgets keys and peers too.
@@ -414,6 +423,10 @@ impl Receiver {
             Some(&relay::KIND) if peer.is_warren => {
                 return self.relay_frame(io, peer, arrival, len);
             }
+            Some(_) if cell::is_cell(packet) && peer.is_warren => {
+                self.cell(io, peer, arrival, len);
+                return Some(len);
+            }
             Some(kind) if *kind < 0x10 && peer.is_warren => {
                 let data = packet.to_vec();
                 self.gather.cancel();
@@ -445,6 +458,34 @@ impl Receiver {
         self.gather.cancel();
         io.dropped(reason, 1);
         None
+    }
+
+    /// A cell of `len` bytes is in the slot.
+    fn cell(
+        &mut self,
+        io: &mut impl Outputs,
+        peer: &Arc<PeerLink>,
+        arrival: Arrival<'_>,
+        len: usize,
+    ) {
+        let packet = self.gather.packet_mut(len);
+        if !cell::is_layered(packet) {
+            let data = packet.to_vec();
+            self.gather.cancel();
+            return io.engine(ToEngine::Cell { peer: peer.clone(), data });
+        }
+        let (Some(tables), Some(routes)) = (&self.onion, &self.routes) else {
+            return self.gather.cancel();
+        };
+        let mut around = Around {
+            tables,
+            routes,
+            gather: &mut self.gather,
+            outbound: &mut self.outbound,
+            tos: arrival.tos,
+            now_ms: arrival.now_ms,
+        };
+        self.cells.take(io, &mut around, peer, len);
     }
 
     fn judge(&mut self, sender: &Arc<PeerLink>, ip: &Ip, len: usize) -> Verdict {
@@ -527,8 +568,12 @@ impl Receiver {
 
     fn refresh(&mut self, tables: &Tables) {
         let current = tables.routes.load();
+        if self.onion.is_none() {
+            self.onion = Some(tables.onion.clone());
+        }
         if !self.routes.as_ref().is_some_and(|routes| Arc::ptr_eq(routes, &current)) {
             self.routes = Some(current.clone());
+            self.cells.forget();
             self.judged = None;
             self.judge.forget();
         }

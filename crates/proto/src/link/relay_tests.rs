@@ -22,20 +22,20 @@ use crate::packet::ip::Ip;
 use crate::packet::segment::tests::{super_packet, tcp_packet, tcp_with_options};
 use crate::packet::vnet::{VNET_LEN, Vnet};
 
-const SUITE: Suite = Suite::Aes256Gcm;
+pub(super) const SUITE: Suite = Suite::Aes256Gcm;
 
-struct Node {
-    tables: Tables,
-    links: Vec<Arc<PeerLink>>,
-    tx: Transmitter,
+pub(super) struct Node {
+    pub(super) tables: Tables,
+    pub(super) links: Vec<Arc<PeerLink>>,
+    pub(super) tx: Transmitter,
     rx: Receiver,
 }
 
-fn overlay(i: usize) -> Ipv6Addr {
+pub(super) fn overlay(i: usize) -> Ipv6Addr {
     Ipv6Addr::new(0xfd00, 0, 0, 1, 2, 3, 4, i as u16 + 1)
 }
 
-fn underlay(i: usize) -> SocketAddr {
+pub(super) fn underlay(i: usize) -> SocketAddr {
     SocketAddr::from(([192, 0, 2, i as u8 + 1], 7000))
 }
 
@@ -45,12 +45,12 @@ fn index(from: usize, to: usize) -> u32 {
 
 /// `n` nodes in a row, each with a direct session to the next, and the first
 /// and the last with one to each other over all between.
-struct Row {
-    nodes: Vec<Node>,
+pub(super) struct Row {
+    pub(super) nodes: Vec<Node>,
 }
 
 impl Row {
-    fn new(n: usize) -> Self {
+    pub(super) fn new(n: usize) -> Self {
         let node = |i: usize| {
             let links: Vec<_> = (0..n)
                 .map(|j| {
@@ -104,7 +104,7 @@ impl Row {
         self.nodes[from].links[to].relay.store(Some(Arc::new(route)));
     }
 
-    fn transmit(&mut self, i: usize, vnet: Vnet, packet: &[u8]) -> Memory {
+    pub(super) fn transmit(&mut self, i: usize, vnet: Vnet, packet: &[u8]) -> Memory {
         let mut io = Memory::default();
         let mut buffer = vec![0; VNET_LEN + packet.len() + TAIL_ROOM];
         vnet.encode(buffer.first_chunk_mut().unwrap());
@@ -116,7 +116,7 @@ impl Row {
     }
 
     /// Lets node `i` receive what was sent by `from`.
-    fn receive(&mut self, i: usize, sent: &Memory, from: SocketAddr) -> Memory {
+    pub(super) fn receive(&mut self, i: usize, sent: &Memory, from: SocketAddr) -> Memory {
         let mut io = Memory::default();
         let node = &mut self.nodes[i];
         for (_, data, segment, tos) in &sent.sent {
@@ -130,7 +130,7 @@ impl Row {
     }
 
     /// Carries what the first node sent along the row, up to node `to`.
-    fn carry(&mut self, mut sent: Memory, to: usize) -> Memory {
+    pub(super) fn carry(&mut self, mut sent: Memory, to: usize) -> Memory {
         for i in 1..=to {
             assert!(
                 sent.sent.iter().all(|(there, ..)| *there == underlay(i)),
@@ -142,7 +142,7 @@ impl Row {
     }
 
     /// What a hostile node `from` sends to `to` inside their session.
-    fn inside(&self, from: usize, to: usize, text: &[u8]) -> Memory {
+    pub(super) fn inside(&self, from: usize, to: usize, text: &[u8]) -> Memory {
         let session = self.nodes[from].links[to].send.load_full().unwrap();
         let mut message = vec![0; text.len() + OVERHEAD];
         session.seal_from(text, &mut message, 0, session.reserve(1).unwrap());

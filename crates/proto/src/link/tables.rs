@@ -15,6 +15,7 @@ use super::peer::PeerLink;
 use super::relay::{NodeSuffix, suffix};
 use super::session::RecvSession;
 use crate::noise::{MacKey, mac1_ok};
+use crate::onion::tables::OnionTables;
 
 /// Prefix to peer, longest match first (WireGuard's cryptokey routing): picks
 /// the peer for a destination, and checks the source of what a peer sent.
@@ -120,6 +121,8 @@ pub struct Tables {
     pub routes: ArcSwap<Routes>,
     /// What we passed on for others.
     pub relayed: RelayedCounters,
+    /// Circuits and their sessions.
+    pub onion: Arc<OnionTables>,
     shards: Vec<ArcSwap<Shard>>,
     /// What mac1 may be made with beside our first static key.
     other_mac_keys: ArcSwap<Vec<MacKey>>,
@@ -149,6 +152,7 @@ impl Default for Tables {
         Self {
             routes: ArcSwap::from_pointee(Routes::default()),
             relayed: RelayedCounters::default(),
+            onion: Arc::default(),
             shards: (0..SHARDS).map(|_| ArcSwap::from_pointee(Shard::new())).collect(),
             other_mac_keys: ArcSwap::default(),
         }

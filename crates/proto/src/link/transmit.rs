@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use warren_types::DropReason;
 
+use super::cells::CellWriter;
 use super::event::Outputs;
 use super::outbound::{Fate, Outbound};
 use super::peer::PeerLink;
@@ -25,6 +26,9 @@ const ANSWERS_PER_SECOND: u32 = 200;
 #[derive(Debug, Default)]
 pub struct Transmitter {
     outbound: Outbound,
+    cells: CellWriter,
+    /// When the last frame for a cell came.
+    now_ms: u64,
     routes: Option<Arc<Routes>>,
     /// The last destination and its owner, valid for `routes`.
     last: Option<(IpAddr, Arc<PeerLink>)>,
@@ -57,15 +61,24 @@ impl Transmitter {
             Some(peer) => self.outbound.send(io, &peer, &vnet, packet, packet_len, now_ms),
             // Every interface is sent multicast nobody here asked for.
             None if destination.is_multicast() => return,
-            None => Fate::Dropped(DropReason::NoRoute),
+            None => {
+                let onion = &*tables.onion;
+                let whole = &mut packet[..packet_len];
+                self.now_ms = now_ms;
+                self.cells
+                    .send(io, &mut self.outbound, onion, &vnet, &ip, whole, now_ms)
+                    .unwrap_or(Fate::Dropped(DropReason::NoRoute))
+            }
         };
         let (reason, answer) = match fate {
             Fate::Sent | Fate::Staged => return,
             Fate::TooBig(mtu) => (DropReason::TooBig, Some(Answer::TooBig(mtu))),
             Fate::Dropped(reason @ DropReason::NoRoute) => (reason, Some(Answer::NoRoute)),
-            Fate::Dropped(reason @ (DropReason::NoEndpoint | DropReason::RelayNoRoute)) => {
-                (reason, Some(Answer::HostUnreachable))
-            }
+            Fate::Dropped(
+                reason @ (DropReason::NoEndpoint
+                | DropReason::RelayNoRoute
+                | DropReason::NoCircuit),
+            ) => (reason, Some(Answer::HostUnreachable)),
             Fate::Dropped(reason) => (reason, None),
         };
         io.dropped(reason, 1);
@@ -82,11 +95,13 @@ impl Transmitter {
 
     /// Sends what was held back. To be called before waiting.
     pub fn finish(&mut self, io: &mut impl Outputs) {
+        self.cells.flush(io, &mut self.outbound, self.now_ms);
         self.outbound.flush(io);
     }
 
     /// As [`Self::finish`], before a longer wait: forgets keys and peers too.
     pub fn rest(&mut self, io: &mut impl Outputs) {
+        self.cells.flush(io, &mut self.outbound, self.now_ms);
         self.outbound.rest(io);
         self.last = None;
         self.routes = None;

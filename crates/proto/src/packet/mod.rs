@@ -16,6 +16,7 @@ pub mod checksum;
 pub mod gather;
 pub mod icmp;
 pub mod ip;
+pub mod nat;
 pub mod rewrite;
 pub mod segment;
 pub mod vnet;

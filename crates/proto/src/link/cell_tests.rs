@@ -1,0 +1,287 @@
+//! Circuits on the fast path, in memory: a client, one to three hops and what
+//! the last of them writes to its TUN.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use warren_types::DropReason;
+
+use super::event::ToEngine;
+use super::fast_tests::{Memory, payload};
+use super::relay_tests::{Row, SUITE, underlay};
+use super::session::OVERHEAD;
+use crate::onion::cell::{CELL_LEN, CircuitId, Kind, plain};
+use crate::onion::circuit::{ClientCircuit, HopCircuit, Neighbour};
+use crate::onion::keys::HopSecrets;
+use crate::onion::payload::{Answer, Request};
+use crate::onion::session::{CLIENT_V4, CLIENT_V6, ClientSession, ExitSession, Lease};
+use crate::onion::tables::Entry;
+use crate::packet::checksum::transport_is_valid;
+use crate::packet::ip::Ip;
+use crate::packet::nat::{Side, replace};
+use crate::packet::segment::tests::{super_packet, tcp_packet, udp_packet};
+use crate::packet::vnet::{VNET_LEN, Vnet};
+
+struct Path {
+    row: Row,
+    circuit: Arc<ClientCircuit>,
+    hops: Vec<Arc<HopCircuit>>,
+    client: Arc<ClientSession>,
+    exit: Arc<ExitSession>,
+    last: usize,
+}
+
+fn id(n: usize) -> CircuitId {
+    CircuitId::new(0x1000 + n as u32)
+}
+
+/// A circuit from node 0 over all others; the last is the exit.
+fn path(hops: usize) -> Path {
+    let row = Row::new(hops + 1);
+    let secrets =
+        |i: usize| HopSecrets::derive(SUITE, &[i as u8; 32], &[i as u8 ^ 0x33; 96]);
+    // Each link's numbers: forward 2i at node i+1, backward 2i+1 at node i.
+    let link = |from: usize, to: usize| Neighbour {
+        peer: row.nodes[from].links[to].clone(),
+        theirs: id(if to > from { 2 * from } else { 2 * to + 1 }),
+        ours: id(if to > from { 2 * from + 1 } else { 2 * to }),
+    };
+    let circuit = Arc::new(ClientCircuit::new(1, link(0, 1), &secrets(0), 1));
+    (1..hops).for_each(|i| circuit.extend(&secrets(i)));
+    assert!(row.nodes[0].tables.onion.insert(id(1), Entry::Client(circuit.clone())));
+    let mut all = Vec::new();
+    for i in 1..=hops {
+        let tables = &row.nodes[i].tables.onion;
+        let hop = HopCircuit::new(link(i, i - 1), secrets(i - 1), [i as u8; 32], 1);
+        let hop = Arc::new(hop);
+        assert!(tables.insert(hop.previous.ours, Entry::Hop(hop.clone())));
+        if i < hops {
+            let next = link(i, i + 1);
+            assert!(tables.insert(next.ours, Entry::HopBack(hop.clone())));
+            hop.next.store(Some(Arc::new(next)));
+        }
+        all.push(hop);
+    }
+    let client = Arc::new(ClientSession::default());
+    client.active.store(Some(circuit.clone()));
+    row.nodes[0].tables.onion.client.store(Some(client.clone()));
+    let exit = Arc::new(ExitSession::new(Lease::new(9).unwrap()));
+    all[hops - 1].session.store(Some(exit.clone()));
+    row.nodes[hops].tables.onion.set_session(exit.lease, Some(exit.clone()));
+    Path { row, circuit, hops: all, client, exit, last: hops }
+}
+
+fn inner(v6: bool) -> IpAddr {
+    if v6 { CLIENT_V6.into() } else { CLIENT_V4.into() }
+}
+
+fn lease(v6: bool) -> IpAddr {
+    let lease = Lease::new(9).unwrap();
+    if v6 { lease.v6().into() } else { lease.v4().into() }
+}
+
+/// A packet to somewhere outside, from `source`.
+fn outgoing(v6: bool, source: IpAddr, data: &[u8]) -> Vec<u8> {
+    let mut packet = tcp_packet(v6, 1, 0x18, data, 0);
+    let ip = Ip::parse(&packet).unwrap();
+    assert!(replace(&ip, &mut packet, Side::Source, source, false));
+    let there = if v6 { "2001:db8::5" } else { "203.0.113.5" };
+    assert!(replace(&ip, &mut packet, Side::Destination, there.parse().unwrap(), false));
+    packet
+}
+
+fn incoming(v6: bool, to: IpAddr, data: &[u8]) -> Vec<u8> {
+    let mut packet = outgoing(v6, inner(v6), data);
+    let ip = Ip::parse(&packet).unwrap();
+    let there = ip.destination(&packet);
+    assert!(replace(&ip, &mut packet, Side::Destination, to, false));
+    assert!(replace(&ip, &mut packet, Side::Source, there, false));
+    packet
+}
+
+fn back(path: &mut Path, mut sent: Memory) -> Memory {
+    for i in (0..path.last).rev() {
+        sent = path.row.receive(i, &sent, underlay(i + 1));
+    }
+    sent
+}
+
+#[test]
+fn a_super_packet_goes_out_and_back_in_trains_of_cells() {
+    for hops in 1..=3 {
+        for v6 in [false, true] {
+            let mut path = path(hops);
+            let mut packet = outgoing(v6, inner(v6), &payload(40_000));
+            let vnet = super_packet(&mut packet, 1200);
+            let out = path.row.transmit(0, vnet, &packet);
+            assert_eq!(out.drops, []);
+            assert_eq!(out.sent.len(), 1, "one send for one super-packet: {out:?}");
+            let (_, data, segment, _) = &out.sent[0];
+            assert_eq!((*segment, data.len() % segment), (CELL_LEN + OVERHEAD, 0));
+            let io = path.row.carry(out, hops);
+            assert_eq!(io.drops, []);
+            assert_eq!(io.frames.len(), 1, "and one frame at the end");
+            let frame = &io.frames[0][VNET_LEN..];
+            let ip = Ip::parse(frame).unwrap();
+            assert_eq!((ip.source(frame), frame.len()), (lease(v6), packet.len()));
+            assert_eq!(&frame[ip.transport + 32..], &packet[ip.transport + 32..]);
+            assert_eq!(path.exit.stream.rx_packets.load(Ordering::Relaxed), 34);
+            assert!(Arc::ptr_eq(&path.exit.active.load_full().unwrap(), &path.hops[hops - 1]));
+
+            let mut packet = incoming(v6, lease(v6), &payload(30_000));
+            let vnet = super_packet(&mut packet, 1200);
+            let out = path.row.transmit(hops, vnet, &packet);
+            assert_eq!(out.sent.len(), 1, "{out:?}");
+            let io = back(&mut path, out);
+            assert_eq!(io.drops, []);
+            assert_eq!(io.frames.len(), 1);
+            let frame = &io.frames[0][VNET_LEN..];
+            assert_eq!((ip.destination(frame), frame.len()), (inner(v6), packet.len()));
+            assert_eq!(path.client.stream.rx_packets.load(Ordering::Relaxed), 25);
+        }
+    }
+}
+
+#[test]
+fn small_packets_share_cells_and_keep_their_checksums() {
+    let mut path = path(3);
+    let mut io = Memory::default();
+    let packets: Vec<_> = (0..40u8).map(|i| outgoing(false, inner(false), &[i; 9])).collect();
+    for packet in &packets {
+        let mut buffer = [vec![0; VNET_LEN], packet.clone(), vec![0; 16]].concat();
+        let node = &mut path.row.nodes[0];
+        node.tx.frame(&mut io, &node.tables, &mut buffer, VNET_LEN + packet.len(), 5);
+    }
+    path.row.nodes[0].tx.finish(&mut io);
+    let cells: usize = io.sent.iter().map(|(_, data, segment, _)| data.len() / segment).sum();
+    assert_eq!(cells, 2, "twenty of 61 bytes in each");
+    let io = path.row.carry(io, 3);
+    let got: Vec<Vec<u8>> = io.packets();
+    let total: usize = got.iter().map(|packet| packet.len()).sum();
+    assert!(total >= 40 * 9 + 52, "{io:?}");
+    for packet in got {
+        let ip = Ip::parse(&packet).unwrap();
+        assert!(transport_is_valid(&ip, &packet));
+        assert_eq!(ip.source(&packet), lease(false));
+    }
+}
+
+#[test]
+fn what_is_too_big_or_not_the_client_s_stays() {
+    let mut path = path(2);
+    let big = outgoing(false, inner(false), &payload(1300));
+    let io = path.row.transmit(0, Vnet::default(), &big);
+    assert_eq!(io.drops, [(DropReason::TooBig, 1)]);
+    assert_eq!(io.frames.len(), 1, "ICMP says so");
+    let foreign = outgoing(false, "10.0.0.1".parse().unwrap(), b"mesh address");
+    assert_eq!(path.row.transmit(0, Vnet::default(), &foreign).drops[0].0, DropReason::NoRoute);
+    path.client.open.store(false, Ordering::Relaxed);
+    let packet = outgoing(false, inner(false), b"closed");
+    let io = path.row.transmit(0, Vnet::default(), &packet);
+    assert_eq!((io.drops[0].0, io.sent.len()), (DropReason::NoCircuit, 0));
+    path.client.open.store(true, Ordering::Relaxed);
+    path.client.active.store(None);
+    let io = path.row.transmit(0, Vnet::default(), &packet);
+    assert_eq!((io.drops[0].0, io.sent.len()), (DropReason::NoCircuit, 0));
+    let unleased = incoming(false, "198.18.0.10".parse().unwrap(), b"nobody");
+    assert_eq!(path.row.transmit(2, Vnet::default(), &unleased).drops[0].0, DropReason::NoRoute);
+}
+
+#[test]
+fn inner_packets_with_other_addresses_are_refused_at_both_ends() {
+    // To the mesh, through the exit: node addresses of the row are 10.0.0.x.
+    let mut path = path(2);
+    let udp = udp_packet(false, b"to a member");
+    let ip = Ip::parse(&udp).unwrap();
+    for (source, destination) in
+        [("192.0.0.2", "10.0.0.2"), ("198.51.100.1", "203.0.113.5"), ("192.0.0.2", "198.18.0.7")]
+    {
+        let mut packet = udp.clone();
+        replace(&ip, &mut packet, Side::Source, source.parse().unwrap(), false);
+        replace(&ip, &mut packet, Side::Destination, destination.parse().unwrap(), false);
+        let mut text = vec![0; 8 + 2];
+        crate::onion::payload::write_data_head(&mut text, path.client.stream.next_sequence(), true);
+        crate::onion::payload::write_record_head(&mut text[8..], packet.len(), false);
+        text.extend(&packet);
+        let cell = path.circuit.say(1, &text, 5);
+        let out = path.row.inside(0, 1, &cell);
+        let io = path.row.carry(out, 2);
+        assert_eq!((io.drops[0].0, io.frames.len()), (DropReason::CellAddress, 0), "{source}");
+    }
+}
+
+#[test]
+fn duplicates_over_a_second_circuit_count_once() {
+    let mut path = path(2);
+    path.client.also.store(Some(path.circuit.clone()));
+    let packet = outgoing(false, inner(false), b"once");
+    let out = path.row.transmit(0, Vnet::default(), &packet);
+    assert_eq!(out.sent[0].1.len(), CELL_LEN + OVERHEAD, "the same circuit is no second one");
+    // The same text twice, as if over two circuits.
+    let mut text = vec![0; 8];
+    crate::onion::payload::write_data_head(&mut text, 7, false);
+    for expected in [0, 1] {
+        let cell = path.circuit.say(1, &text, 5);
+        let out = path.row.inside(0, 1, &cell);
+        assert_eq!(path.row.carry(out, 2).drops, []);
+        assert_eq!(path.exit.stream.duplicates.load(Ordering::Relaxed), expected);
+    }
+}
+
+#[test]
+fn echoes_are_answered_by_each_hop_and_the_rest_goes_to_the_slow_path() {
+    let mut path = path(3);
+    for hop in 0..3 {
+        let cell = path.circuit.say(hop, &Request::Echo { token: 77, active: None }.encode(), 5);
+        let mut sent = path.row.inside(0, 1, &cell);
+        for i in 1..=hop + 1 {
+            sent = path.row.receive(i, &sent, underlay(i - 1));
+        }
+        for i in (0..=hop).rev() {
+            sent = path.row.receive(i, &sent, underlay(i + 1));
+        }
+        let answer = sent.events.iter().find_map(|event| match event {
+            ToEngine::OnionAnswer { hop, text, .. } => Some((hop, text)),
+            _ => None,
+        });
+        let (from, text) = answer.expect("an answer arrives");
+        let answer = Answer::parse(text).unwrap();
+        assert_eq!(*from, hop);
+        assert!(matches!(answer, Answer::EchoReply { token: 77, .. }), "{answer:?}");
+    }
+    let cell = path.circuit.say(2, &Request::Close.encode(), 5);
+    let out = path.row.inside(0, 1, &cell);
+    let io = path.row.carry(out, 3);
+    let heard = |io: &Memory, is: fn(&ToEngine) -> bool| io.events.iter().any(is);
+    assert!(heard(&io, |event| matches!(event, ToEngine::OnionRequest { .. })));
+    let create = plain(Kind::Create, id(99), b"first");
+    let out = path.row.inside(0, 1, &create);
+    let io = path.row.receive(1, &out, underlay(0));
+    assert!(heard(&io, |event| matches!(event, ToEngine::Cell { .. })));
+}
+
+#[test]
+fn cells_from_the_wrong_neighbour_altered_or_repeated_are_dropped_where_they_arrive() {
+    let mut path = path(3);
+    let packet = outgoing(false, inner(false), b"hello");
+    let out = path.row.transmit(0, Vnet::default(), &packet);
+    let first = path.row.receive(1, &out, underlay(0));
+    assert_eq!((first.drops.len(), first.sent.len()), (0, 1));
+    // The second hop's neighbour 3 sends what neighbour 1 may send.
+    let cell = path.circuit.say(2, b"x", 5);
+    let wrong = path.row.inside(0, 1, &[&[5, 2, 0x10, 0][..], &cell[4..]].concat());
+    assert_eq!(path.row.receive(1, &wrong, underlay(0)).drops[0].0, DropReason::CellUnknown);
+    let mut altered = path.circuit.say(2, b"x", 5);
+    altered[700] ^= 1;
+    let out = path.row.inside(0, 1, &altered);
+    assert_eq!(path.row.receive(1, &out, underlay(0)).drops[0].0, DropReason::CellForged);
+    let cell = path.circuit.say(2, &Request::Close.encode(), 5);
+    for expected in [None, Some(DropReason::CellReplay)] {
+        let out = path.row.inside(0, 1, &cell);
+        let io = path.row.receive(1, &out, underlay(0));
+        assert_eq!(io.drops.first().map(|drop| drop.0), expected);
+    }
+    let short = path.row.inside(0, 1, &cell[..CELL_LEN - 1]);
+    assert_eq!(path.row.receive(1, &short, underlay(0)).drops[0].0, DropReason::Malformed);
+}

@@ -39,8 +39,7 @@ fn id(n: usize) -> CircuitId {
 /// A circuit from node 0 over all others; the last is the exit.
 fn path(hops: usize) -> Path {
     let row = Row::new(hops + 1);
-    let secrets =
-        |i: usize| HopSecrets::derive(SUITE, &[i as u8; 32], &[i as u8 ^ 0x33; 96]);
+    let secrets = |i: usize| HopSecrets::derive(SUITE, &[i as u8; 32], &[i as u8 ^ 0x33; 96]);
     // Each link's numbers: forward 2i at node i+1, backward 2i+1 at node i.
     let link = |from: usize, to: usize| Neighbour {
         peer: row.nodes[from].links[to].clone(),

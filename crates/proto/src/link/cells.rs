@@ -18,8 +18,7 @@ use super::outbound::{Fate, Outbound};
 use super::peer::PeerLink;
 use super::tables::Routes;
 use crate::onion::cell::{
-    BACKWARD_LEN, CELL_LEN, CircuitId, FORWARD_LEN, HEADER_LEN, Kind, TEXT_LEN, parse,
-    write_header,
+    BACKWARD_LEN, CELL_LEN, CircuitId, FORWARD_LEN, HEADER_LEN, Kind, TEXT_LEN, parse, write_header,
 };
 use crate::onion::circuit::{CLIENT_BUFFER, ClientCircuit, HopCircuit};
 use crate::onion::layer::{CellError, Opened};
@@ -27,9 +26,7 @@ use crate::onion::payload::{
     Answer, HEAD_LEN, INNER_MTU, RECORD_HEAD, Records, Request, parse_data, write_data_head,
     write_record_head,
 };
-use crate::onion::session::{
-    CLIENT_V4, CLIENT_V6, ClientSession, ExitSession, Lease, Stream,
-};
+use crate::onion::session::{CLIENT_V4, CLIENT_V6, ClientSession, ExitSession, Lease, Stream};
 use crate::onion::tables::{Entry, OnionTables};
 use crate::packet::gather::Gather;
 use crate::packet::ip::Ip;
@@ -134,7 +131,11 @@ impl CellReader {
                 }
             }
             (Kind::Backward, Some(Entry::HopBack(circuit)))
-                if circuit.next.load().as_ref().is_some_and(|next| Arc::ptr_eq(&next.peer, peer)) =>
+                if circuit
+                    .next
+                    .load()
+                    .as_ref()
+                    .is_some_and(|next| Arc::ptr_eq(&next.peer, peer)) =>
             {
                 circuit.pass_back(cell, now_ms);
                 OnionTables::count(&around.tables.cells.backward, 1);
@@ -265,8 +266,7 @@ impl CellReader {
                 }
                 Some(ip) => {
                     if let Some(lease) = lease {
-                        let own: IpAddr =
-                            if ip.v6 { lease.v6().into() } else { lease.v4().into() };
+                        let own: IpAddr = if ip.v6 { lease.v6().into() } else { lease.v4().into() };
                         nat::replace(&ip, slot, Side::Source, own, partial);
                         nat::replace_quoted_destination(&ip, slot, client_address(ip.v6), own);
                     }
@@ -300,9 +300,8 @@ impl CellReader {
         if self.outside == Some(outer) {
             return true;
         }
-        let outside = routes.lookup(outer).is_none()
-            && !routes.is_local(outer)
-            && Lease::of(outer).is_none();
+        let outside =
+            routes.lookup(outer).is_none() && !routes.is_local(outer) && Lease::of(outer).is_none();
         if outside {
             self.outside = Some(outer);
         }

@@ -75,9 +75,8 @@ impl Transmitter {
             Fate::TooBig(mtu) => (DropReason::TooBig, Some(Answer::TooBig(mtu))),
             Fate::Dropped(reason @ DropReason::NoRoute) => (reason, Some(Answer::NoRoute)),
             Fate::Dropped(
-                reason @ (DropReason::NoEndpoint
-                | DropReason::RelayNoRoute
-                | DropReason::NoCircuit),
+                reason
+                @ (DropReason::NoEndpoint | DropReason::RelayNoRoute | DropReason::NoCircuit),
             ) => (reason, Some(Answer::HostUnreachable)),
             Fate::Dropped(reason) => (reason, None),
         };

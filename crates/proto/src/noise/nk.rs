@@ -41,9 +41,7 @@ fn params(suite: Suite) -> NoiseParams {
         Suite::Aes256Gcm => "Noise_NK_25519_AESGCM_BLAKE2s",
         Suite::ChaCha20Poly1305 => "Noise_NK_25519_ChaChaPoly_BLAKE2s",
     };
-    PARSED[suite as usize]
-        .get_or_init(|| name.parse().expect("both names are Noise names"))
-        .clone()
+    PARSED[suite as usize].get_or_init(|| name.parse().expect("both names are Noise names")).clone()
 }
 
 fn builder<'a>(
@@ -95,9 +93,7 @@ impl Initiator {
             .and_then(snow::Builder::build_initiator)
             .map_err(|_| HandshakeError::NotAuthentic)?;
         let mut message = vec![0; payload.len() + OVERHEAD];
-        state
-            .write_message(payload, &mut message)
-            .map_err(|_| HandshakeError::NotAuthentic)?;
+        state.write_message(payload, &mut message).map_err(|_| HandshakeError::NotAuthentic)?;
         Ok((Self(Box::new(state)), message))
     }
 
@@ -108,9 +104,7 @@ impl Initiator {
     pub fn finish(mut self, message: &[u8]) -> Result<(Vec<u8>, Shared), HandshakeError> {
         let len = message.len().checked_sub(OVERHEAD).ok_or(HandshakeError::Malformed)?;
         let mut payload = vec![0; len];
-        self.0
-            .read_message(message, &mut payload)
-            .map_err(|_| HandshakeError::NotAuthentic)?;
+        self.0.read_message(message, &mut payload).map_err(|_| HandshakeError::NotAuthentic)?;
         Ok((payload, shared(&mut self.0)))
     }
 }

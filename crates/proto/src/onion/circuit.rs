@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwapOption;
 
-use super::cell::{BODY_LEN, CELL_LEN, CircuitId, HEADER_LEN, Kind, SLOT_LEN, TEXT_LEN, write_header};
+use super::cell::{
+    BODY_LEN, CELL_LEN, CircuitId, HEADER_LEN, Kind, SLOT_LEN, TEXT_LEN, write_header,
+};
 use super::keys::HopSecrets;
 use super::layer::{
     BackwardClient, BackwardHop, BackwardPass, CellError, ForwardClient, ForwardHop, Opened,

@@ -11,10 +11,12 @@
 
 pub mod cell;
 pub mod circuit;
+pub mod client;
 pub mod handshake;
 pub mod keys;
 pub mod layer;
 pub mod payload;
 mod primitive;
+pub mod relay;
 pub mod session;
 pub mod tables;

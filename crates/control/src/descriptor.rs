@@ -19,6 +19,7 @@ use warren_types::{LinkPublicKey, NetworkId, NodeId, NodeName};
 
 use crate::identity::{self, IdentityKey, SIGNATURE_LEN};
 use crate::membership::{Membership, MembershipError, PeerIdentity};
+use crate::onion::OnionSection;
 use crate::revocation::RevocationList;
 use crate::route_approval::MAX_ROUTES;
 use crate::verify::CertifiedNode;
@@ -139,6 +140,9 @@ pub struct DescriptorBody {
     /// Roots and authorities it holds or knows.
     #[n(15)]
     pub keys: Option<KeyNotes>,
+    /// What it does for onion paths; absent where it has no role.
+    #[n(16)]
+    pub onion: Option<Box<OnionSection>>,
 }
 
 /// A descriptor as it travels and is stored.
@@ -320,6 +324,10 @@ impl SignedDescriptor {
         if body.routes.len() > MAX_ROUTES {
             return Err(DescriptorError::Malformed("too many routes"));
         }
+        if let Some(onion) = &body.onion {
+            let latest = body.issued.saturating_add(MAX_SKEW);
+            onion.check(latest).map_err(DescriptorError::Malformed)?;
+        }
         let certified = check_owner(&body, self, membership, check)?;
         let certificate_expires = certified.as_ref().map(|node| node.not_after);
         for client in &body.clients {
@@ -425,6 +433,7 @@ mod tests {
             routes: vec!["192.168.7.0/24".parse().unwrap()],
             tcp: vec!["192.0.2.1:443".parse().unwrap()],
             keys: None,
+            onion: None,
         }
     }
 
@@ -475,6 +484,17 @@ mod tests {
         let foreign: IpAddr = "100.64.0.9".parse().unwrap();
         assert_eq!(with(&|b| b.addresses.push(foreign)), Err(E::WrongAddress(foreign)));
         assert_eq!(with(&|b| b.clients[0].addresses.push(foreign)), Err(E::WrongAddress(foreign)));
+        let onion = Box::new(OnionSection {
+            roles: warren_types::Roles::from_bits(4),
+            place: None,
+            family: None,
+            bandwidth: None,
+            exit_policy: None,
+            draining: false,
+            keys: vec![],
+            since: NOW + MAX_SKEW + 1,
+        });
+        assert!(matches!(with(&|b| b.onion = Some(onion.clone())), Err(E::Malformed(_))));
         let route = "192.168.7.0/24".parse().unwrap();
         assert!(matches!(with(&|b| b.routes = vec![route; 33]), Err(E::Malformed(_))));
         assert_eq!(with(&|b| b.node = NodeId([9; 32])), Err(E::BadSignature));

@@ -23,6 +23,7 @@ use warren_types::{LinkPublicKey, NetworkId, NodeId, NodeName};
 
 use crate::descriptor::{ClientRecord, Descriptor, DescriptorError, SignedDescriptor};
 use crate::membership::Membership;
+use crate::onion::OnionSection;
 use crate::revocation::RevocationList;
 
 /// Most nodes kept.
@@ -45,6 +46,11 @@ impl NodeView {
     /// The member's key.
     pub fn id(&self) -> NodeId {
         self.descriptor.body.node
+    }
+
+    /// What it does for onion paths, where it has a role.
+    pub fn onion(&self) -> Option<&OnionSection> {
+        self.descriptor.body.onion.as_deref().filter(|onion| !onion.roles.is_empty())
     }
 }
 

@@ -19,6 +19,7 @@ pub mod link_state;
 pub mod membership;
 pub mod network;
 mod noise;
+pub mod onion;
 pub mod psk;
 pub mod registry;
 pub mod revocation;

@@ -12,6 +12,7 @@
 //! | `authority.key`, `authority.crt` | an authority delegated to this node |
 //! | `invites.json`, `registry.json` | of an admitting node |
 //! | `next.key`, `next-ca.key` | a key that is about to replace another |
+//! | `roles.json`, `onion-keys.json` | what it does for onion paths, and the secret keys for it |
 //! | `clients.json` | stock WireGuard clients, with their pre-shared keys |
 //! | `directory.cbor` | descriptors and revocations, to reconnect after a restart |
 //!
@@ -21,6 +22,10 @@
 //! records) is written; the next start finishes or undoes the change.
 //! A file that does not parse is named in the error and never overwritten.
 //! Deliberately not here: what the content means, and encryption at rest.
+
+mod onion;
+
+pub use onion::StoredRoles;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -54,6 +59,8 @@ const AUTHORITY_KEY: &str = "authority.key";
 const AUTHORITY_CERTIFICATE: &str = "authority.crt";
 const NEXT_NODE_KEY: &str = "next.key";
 const NEXT_CA_KEY: &str = "next-ca.key";
+const ROLES: &str = "roles.json";
+const ONION_KEYS: &str = "onion-keys.json";
 const CLIENTS: &str = "clients.json";
 const DIRECTORY: &str = "directory.cbor";
 /// All files that [`Store::wipe`] removes, the mark of membership first.
@@ -70,6 +77,8 @@ const ALL: &[&str] = &[
     "invites.json",
     "registry.json",
     "routes.json",
+    ROLES,
+    ONION_KEYS,
     CLIENTS,
     DIRECTORY,
     LINK_KEY,

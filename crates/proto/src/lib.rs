@@ -4,6 +4,7 @@
 //! - [`packet`]: checked views of IP, TCP and UDP; segmentation and coalescing.
 //! - [`engine`]: handshakes, timers and sessions of all links.
 //! - [`path`]: which of several ways to a peer its packets take.
+//! - [`selection`]: which nodes make an onion path.
 //! - [`noise`]: link handshakes.
 //! - [`link`]: what worker threads share with the engine: sessions, peers, tables.
 //!
@@ -21,6 +22,7 @@ pub mod noise;
 pub mod onion;
 pub mod packet;
 pub mod path;
+pub mod selection;
 
 #[cfg(test)]
 mod test_rng;

@@ -4,6 +4,7 @@
 
 mod authority;
 mod paths;
+mod roles;
 mod status;
 
 use std::net::{IpAddr, SocketAddr};
@@ -14,6 +15,7 @@ use crate::LinkPublicKey;
 
 pub use self::authority::*;
 pub use self::paths::*;
+pub use self::roles::*;
 pub use self::status::*;
 
 /// `POST /v1/invites`.
@@ -137,6 +139,13 @@ pub enum Event {
         name: String,
         /// What changed.
         change: String,
+    },
+    /// What this node does for onion paths was changed.
+    RolesChanged {
+        /// The roles now: `entry,relay,exit` or `none`.
+        roles: String,
+        /// It takes no new sessions.
+        draining: bool,
     },
     /// A connection attempt was refused; the remote side learns nothing.
     Refused {

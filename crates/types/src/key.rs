@@ -107,6 +107,10 @@ secret!(
     LinkSecretKey
 );
 secret!(
+    /// An X25519 secret key (RFC 7748) of circuit handshakes, for one day.
+    OnionSecretKey
+);
+secret!(
     /// A 256-bit pre-shared key, mixed in at Noise's `psk2` position on links.
     PresharedKey
 );

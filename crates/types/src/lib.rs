@@ -11,11 +11,18 @@ mod id;
 mod key;
 mod mesh_address;
 mod name;
+mod onion;
 mod suite;
 
 pub use drop_reason::{DropCounters, DropReason};
 pub use id::{NetworkId, NodeId};
-pub use key::{LinkPublicKey, LinkSecretKey, ParseKeyError, PresharedKey};
+pub use key::{LinkPublicKey, LinkSecretKey, OnionSecretKey, ParseKeyError, PresharedKey};
 pub use mesh_address::{MESH_PORT, mesh_address, mesh_node};
 pub use name::{NetworkName, NodeName, ParseNameError};
+pub use onion::{
+    Action, Bandwidth, City, Coordinates, Country, ExitPolicy, ExitPolicyError, ExitRule, Family,
+    MAX_CITY, MAX_EXIT_RULES, OnionKey, ParseBandwidthError, ParseFamilyError, ParsePlaceError,
+    ParseRegionError, ParseRoleError, Place, PortRange, Protocol, Region, Role, Roles,
+    is_public_destination, private_prefixes,
+};
 pub use suite::{ParseSuiteError, Suite};

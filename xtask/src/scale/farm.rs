@@ -175,6 +175,7 @@ fn start(
                 endpoints: vec![at],
                 routes: vec![],
                 tcp_port: None,
+                onion: None,
             },
             admin: None,
             certificate_life: NODE_CERTIFICATE_LIFE,

@@ -127,6 +127,7 @@ impl Maker {
             routes: vec![],
             tcp: vec![],
             keys: None,
+            onion: None,
         };
         Ok(body.sign(&made.identity, &self.membership))
     }

@@ -138,6 +138,7 @@ impl Members {
             routes: Vec::new(),
             tcp: Vec::new(),
             keys: None,
+            onion: None,
             clients: Vec::new(),
             endpoints: (0..6).map(at).collect(),
             sequence,

@@ -48,6 +48,7 @@ fn body(key: &IdentityKey, name: &str, sequence: u64) -> DescriptorBody {
         routes: vec![],
         tcp: vec![],
         keys: None,
+        onion: None,
     }
 }
 

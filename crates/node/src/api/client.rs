@@ -13,8 +13,8 @@ use tokio::net::UnixStream;
 use warren_types::NodeName;
 use warren_types::api::{
     AddClientReply, AddClientRequest, CaReply, CaRequest, ClientEntry, ErrorReply, EventRecord,
-    InviteReply, InviteRequest, KeyKind, LeaveRequest, PathReport, RevokeRequest, RotateRequest,
-    RouteReply, RouteRequest, Status, SubnetRoute,
+    InviteReply, InviteRequest, KeyKind, LeaveRequest, PathReport, RevokeRequest, RoleChange,
+    RolesReport, RotateRequest, RouteReply, RouteRequest, Status, SubnetRoute,
 };
 
 use crate::fault::{Fault, FaultKind};
@@ -150,6 +150,22 @@ impl Client {
     /// See [`Client::status`].
     pub async fn routes(&self) -> Result<Vec<SubnetRoute>, ClientError> {
         self.call(Method::GET, "/v1/routes", None::<&()>).await
+    }
+
+    /// What the daemon's node does for onion paths.
+    ///
+    /// # Errors
+    /// See [`Client::status`].
+    pub async fn roles(&self) -> Result<RolesReport, ClientError> {
+        self.call(Method::GET, "/v1/roles", None::<&()>).await
+    }
+
+    /// Changes that, now and for the next starts.
+    ///
+    /// # Errors
+    /// See [`Client::status`].
+    pub async fn change_roles(&self, change: &RoleChange) -> Result<RolesReport, ClientError> {
+        self.call(Method::POST, "/v1/roles", Some(change)).await
     }
 
     /// Changes subnet routes.

@@ -5,7 +5,7 @@ use tokio::sync::oneshot;
 use warren_types::NodeName;
 use warren_types::api::{
     AddClientReply, AddClientRequest, CaReply, CaRequest, ClientEntry, InviteReply, InviteRequest,
-    KeyKind, PathReport, RouteReply, RouteRequest, Status, SubnetRoute,
+    KeyKind, PathReport, RoleChange, RolesReport, RouteReply, RouteRequest, Status, SubnetRoute,
 };
 
 use crate::uapi;
@@ -35,6 +35,10 @@ pub enum ApiRequest {
     ListRoutes(Reply<Vec<SubnetRoute>>),
     /// Change them.
     ChangeRoutes(RouteRequest, Reply<RouteReply>),
+    /// What this node does for onion paths.
+    Roles(Reply<RolesReport>),
+    /// Change it.
+    ChangeRoles(Box<RoleChange>, Reply<RolesReport>),
     /// Something about the certificate authority.
     Ca(CaRequest, Reply<CaReply>),
     /// Replace a key.

@@ -24,7 +24,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use warren_types::NodeName;
 use warren_types::api::{
     AddClientRequest, CaRequest, ErrorReply, EventRecord, InviteRequest, LeaveRequest,
-    RevokeRequest, RotateRequest, RouteRequest,
+    RevokeRequest, RoleChange, RotateRequest, RouteRequest,
 };
 
 use super::events::EventLog;
@@ -175,6 +175,7 @@ impl From<ApiError> for Refusal {
 
 const CLIENTS: &str = "/v1/wg/clients";
 const ROUTES: &str = "/v1/routes";
+const ROLES: &str = "/v1/roles";
 
 /// The methods of a path; `None` when there is no such path.
 fn methods(path: &str) -> Option<&'static str> {
@@ -183,7 +184,7 @@ fn methods(path: &str) -> Option<&'static str> {
         "/v1/invites" | "/v1/revoke" | "/v1/ca" | "/v1/rotate" | "/v1/leave" | "/v1/shutdown" => {
             Some("POST")
         }
-        CLIENTS | ROUTES => Some("GET, POST"),
+        CLIENTS | ROUTES | ROLES => Some("GET, POST"),
         _ if path_to(path).is_some() => Some("GET"),
         _ => client_of(path).map(|_| "DELETE"),
     }
@@ -258,6 +259,11 @@ async fn dispatch(
         ROUTES => {
             let body: RouteRequest = body(request).await?;
             ask(requests, |reply| ApiRequest::ChangeRoutes(body, reply)).await
+        }
+        ROLES if request.method() == Method::GET => ask(requests, ApiRequest::Roles).await,
+        ROLES => {
+            let body: RoleChange = body(request).await?;
+            ask(requests, |reply| ApiRequest::ChangeRoles(Box::new(body), reply)).await
         }
         "/v1/ca" => {
             let body: CaRequest = body(request).await?;

@@ -46,6 +46,15 @@ impl Config {
         self.line(&mut out, "mtu", self.interface_mtu());
         self.line(&mut out, "pq", quoted(self.pq));
         self.line(&mut out, "relay", self.relay);
+        let roles = &self.roles;
+        let kept = "as decided last, else none";
+        self.optional(&mut out, "roles", roles.roles.as_ref(), kept);
+        self.optional(&mut out, "region", roles.region.as_ref(), kept);
+        self.optional(&mut out, "city", roles.city.as_ref(), kept);
+        self.optional(&mut out, "bandwidth", roles.bandwidth.as_ref(), kept);
+        self.optional(&mut out, "family", roles.family.as_ref(), kept);
+        let policy = roles.exit_policy.as_ref().map(|path| path.display());
+        self.optional(&mut out, "exit_policy", policy.as_ref(), kept);
         self.line(&mut out, "dns", self.dns);
         self.line(&mut out, "lan_discovery", self.lan_discovery);
         self.line(&mut out, "port_mapping", self.port_mapping);

@@ -11,6 +11,7 @@
 mod effective;
 mod parse;
 mod raw;
+mod roles;
 mod value;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 use warren_control::ca::NODE_CERTIFICATE_LIFE;
 use warren_types::{NetworkName, NodeId, NodeName, Suite};
 
+pub use roles::RoleConfig;
 pub use value::{
     BadValue, DEFAULT_PORT, Endpoint, InterfaceName, Listen, LogFormat, LogLevel, PostQuantum,
 };
@@ -80,6 +82,9 @@ pub struct Config {
     /// what. With `false` they find another way or none; its own traffic still
     /// goes over others.
     pub relay: bool,
+    /// `roles`, `region`, `city`, `bandwidth`, `family` and `exit_policy`: what
+    /// this node does for onion paths of others. Default: nothing.
+    pub roles: RoleConfig,
     /// `dns`: answer `NODE.NETWORK.warren` on port 53 of the overlay addresses
     /// and tell systemd-resolved. Default true.
     pub dns: bool,
@@ -172,6 +177,8 @@ pub struct Overrides {
     pub endpoints: Vec<Endpoint>,
     /// `--workers`.
     pub workers: Option<usize>,
+    /// `--roles` and what goes with it.
+    pub roles: RoleConfig,
     /// `--no-dns`.
     pub no_dns: bool,
     /// `--no-lan-discovery`.

@@ -13,17 +13,17 @@ use warren_types::{NodeId, NodeName};
 
 use super::{
     Auth, Config, ConfigError, Dangerous, Endpoint, MAX_MTU, MAX_WORKERS, MIN_MTU, Overrides,
-    PinnedPeer, Source, default_state_dir, raw,
+    PinnedPeer, RoleConfig, Source, default_state_dir, raw,
 };
 
 /// The file while it is being checked: text for line numbers, name for messages.
-struct File<'a> {
-    path: &'a Path,
+pub(super) struct File<'a> {
+    pub(super) path: &'a Path,
     text: &'a str,
 }
 
 impl File<'_> {
-    fn line(&self, offset: usize) -> usize {
+    pub(super) fn line(&self, offset: usize) -> usize {
         let end = offset.min(self.text.len());
         self.text.as_bytes()[..end].iter().filter(|b| **b == b'\n').count() + 1
     }
@@ -37,7 +37,7 @@ impl File<'_> {
         }
     }
 
-    fn parse<T>(&self, key: &str, value: &Spanned<String>) -> Result<T, ConfigError>
+    pub(super) fn parse<T>(&self, key: &str, value: &Spanned<String>) -> Result<T, ConfigError>
     where
         T: FromStr,
         T::Err: fmt::Display,
@@ -154,6 +154,7 @@ impl Config {
         let port_mapping = switch("port_mapping", &raw.port_mapping, flags.no_port_mapping);
         let tcp_fallback = switch("tcp_fallback", &raw.tcp_fallback, false);
 
+        let roles = RoleConfig::parse(&file, &raw, flags.roles, &mut sources)?;
         let auth = parse_auth(&file, &raw, &mut sources)?;
         let mut dangerous = Dangerous::default();
         if let Some(v) = &raw.dangerous.keep_privileges {
@@ -185,6 +186,7 @@ impl Config {
             mtu,
             pq,
             relay,
+            roles,
             dns,
             lan_discovery,
             port_mapping,

@@ -43,6 +43,12 @@ workers = 3
 mtu = 1300
 pq = "required"
 relay = false
+roles = "relay,exit"
+region = "de"
+city = "fra"
+bandwidth = "500mbit"
+family = "example.org"
+exit_policy = "exit.rules"
 dns = false
 lan_discovery = false
 port_mapping = false
@@ -57,6 +63,12 @@ keep_privileges = true
     )
     .unwrap();
     assert_eq!(config.name.as_ref().unwrap().as_str(), "gpu-1");
+    assert_eq!(config.roles.roles.unwrap().to_string(), "relay,exit");
+    assert_eq!(config.roles.region.unwrap().name(), "Germany");
+    assert_eq!(config.roles.city.as_ref().unwrap().as_str(), "fra");
+    assert_eq!(config.roles.bandwidth.unwrap().bits_per_second(), 500_000_000);
+    assert_eq!(config.roles.family.as_ref().unwrap().as_str(), "example.org");
+    assert_eq!(config.roles.exit_policy.as_deref(), Some(Path::new("/etc/warren/exit.rules")));
     assert_eq!(config.suite, Some(Suite::ChaCha20Poly1305));
     assert_eq!(config.endpoints.len(), 2);
     assert_eq!(config.worker_pairs(2), 3);
@@ -166,4 +178,27 @@ proptest::proptest! {
                        value in "\\PC{0,80}") {
         let _ = load(&format!("{key} = '''{value}'''"));
     }
+}
+
+#[test]
+fn roles_are_checked_and_flags_win() {
+    for (text, words) in [
+        ("roles = \"guard\"", "entry, relay and exit"),
+        ("region = \"xx\"", "known are"),
+        ("region = \"Germany\"", "did you mean `de`"),
+        ("region = \"de\"\ncity = \"a_b\"", "fra"),
+        ("city = \"fra\"", "--region de"),
+        ("bandwidth = \"5\"", "500mbit"),
+        ("family = \"a b\"", "family name"),
+    ] {
+        let error = refused(text);
+        assert!(error.contains(words), "{text}: {error}");
+    }
+    let flags = RoleConfig { region: Some("fr".parse().unwrap()), ..RoleConfig::default() };
+    let overrides = Overrides { roles: flags, ..Overrides::default() };
+    let text = "roles = \"exit\"\nregion = \"de\"";
+    let config = Config::from_text(Path::new("w.toml"), text, overrides).unwrap();
+    assert_eq!(config.roles.region.unwrap().code(), "fr");
+    assert_eq!((config.source("region"), config.source("roles")), (Source::Flag, Source::File(1)));
+    assert!(config.render_effective(1).contains("roles = \"exit\""));
 }

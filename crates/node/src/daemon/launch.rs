@@ -32,7 +32,7 @@ use super::names::Names;
 use super::routing::Routing;
 use super::subnets::Subnets;
 use super::surroundings::Surroundings;
-use super::{Daemon, Inbox, startup, unix_now};
+use super::{Daemon, Inbox, roles, startup, unix_now};
 use crate::api;
 use crate::config::{Auth, Config, Endpoint};
 use crate::fault::{Fault, FaultKind};
@@ -72,6 +72,8 @@ pub async fn run(start: Start) -> Ended {
         Intent::Join { code } => Some(read_code(&config, code)?),
         Intent::Up => None,
     };
+
+    let configured_roles = roles::configured(&config)?;
 
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let pairs = config.worker_pairs(cores);
@@ -149,6 +151,7 @@ pub async fn run(start: Start) -> Ended {
     let routing = Routing::new(own_place, config.relay);
     let admin = standing.admin.is_some();
     let saved = store.directory();
+    let roles = roles::OnionRoles::load(&store, configured_roles, now_s)?;
     let (control, control_events) = Control::spawn(
         ControlConfig {
             key: identity,
@@ -162,6 +165,7 @@ pub async fn run(start: Start) -> Ended {
                 &endpoints,
                 &subnets.advertised,
                 tcp_port,
+                &roles,
             ),
             approvals,
             admin: standing.admin.take(),
@@ -219,6 +223,7 @@ pub async fn run(start: Start) -> Ended {
         routing,
         reflexive: Default::default(),
         subnets,
+        roles,
         path_reasons: HashMap::new(),
         routes_kept: Instant::now(),
         looping_untold: false,
@@ -408,6 +413,7 @@ pub(super) fn own_descriptor(
     endpoints: &[SocketAddr],
     routes: &[IpNet],
     tcp_port: Option<u16>,
+    roles: &roles::OnionRoles,
 ) -> OwnDescriptor {
     let clients = mesh.clients().iter().map(|client| ClientRecord {
         name: client.name.clone(),
@@ -422,6 +428,7 @@ pub(super) fn own_descriptor(
         endpoints: endpoints.to_vec(),
         routes: routes.to_vec(),
         tcp_port,
+        onion: roles.section(),
     }
 }
 

@@ -17,6 +17,7 @@ mod mesh;
 mod names;
 mod reflexive;
 mod requests;
+mod roles;
 mod rotation;
 mod routes;
 mod routing;
@@ -98,6 +99,7 @@ struct Daemon {
     routing: routing::Routing,
     reflexive: reflexive::Reflexive,
     subnets: subnets::Subnets,
+    roles: roles::OnionRoles,
     /// Why each peer's path was taken last, and when.
     path_reasons: HashMap<LinkPublicKey, (String, Instant)>,
     control: ControlHandle,
@@ -515,6 +517,7 @@ impl Daemon {
             }
         }
         self.refresh_endpoints();
+        self.keep_onion_keys();
         if self.routes_kept.elapsed() >= ROUTES_EVERY {
             self.routes_kept = Instant::now();
             self.keep_routes().await;

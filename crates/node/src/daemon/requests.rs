@@ -48,6 +48,12 @@ impl Daemon {
             ApiRequest::ChangeRoutes(request, reply) => {
                 let _ = reply.send(self.change_routes(&request).await);
             }
+            ApiRequest::Roles(reply) => {
+                let _ = reply.send(Ok(self.roles_report()));
+            }
+            ApiRequest::ChangeRoles(change, reply) => {
+                let _ = reply.send(self.change_roles(*change));
+            }
             ApiRequest::Ca(request, reply) => self.ca(request, reply),
             ApiRequest::Rotate(what, reply) => self.rotate(what, reply),
             ApiRequest::Leave(force, reply) => {
@@ -207,6 +213,7 @@ impl Daemon {
             &self.told,
             &self.subnets.advertised,
             self.tcp_port,
+            &self.roles,
         );
         let control = self.control.clone();
         tokio::spawn(async move { control.set_own_descriptor(own).await });

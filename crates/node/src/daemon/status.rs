@@ -6,6 +6,7 @@ use warren_proto::engine::PeerStats;
 use warren_types::api::{NetworkStatus, NodeStatus, PeerKind, PeerStatus, Status};
 
 use super::mesh::Owner;
+use super::roles::peer_roles;
 use super::{Daemon, unix_now};
 use crate::uapi;
 
@@ -40,6 +41,7 @@ impl Daemon {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 certificate_expires_s: expires,
                 relayed_bytes: self.engine.relayed().1,
+                onion: self.roles_report(),
             },
             network: NetworkStatus {
                 name: self.member.network.name.to_string(),
@@ -79,12 +81,18 @@ impl Daemon {
                     .to_owned(),
             );
         }
+        warnings.extend(self.roles_report().warnings);
         warnings.extend(self.notices.values().cloned());
         warnings
     }
 
     fn peer_status(&self, stats: PeerStats) -> Option<PeerStatus> {
         let owner = self.mesh.owner(&stats.key)?;
+        let onion = match owner {
+            Owner::Node(id) => self.mesh.view(*id).and_then(|view| view.onion()),
+            Owner::Client(_) => None,
+        };
+        let onion = onion.map(|section| peer_roles(section, unix_now().as_secs()));
         let (name, kind, id, addresses, post_quantum) = match owner {
             Owner::Node(id) => {
                 let view = self.mesh.view(*id)?;
@@ -119,6 +127,7 @@ impl Daemon {
             tx_bytes: stats.tx_bytes,
             suite: stats.suite,
             post_quantum,
+            onion,
         })
     }
 

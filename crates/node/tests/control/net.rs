@@ -333,6 +333,7 @@ impl Plan {
             endpoints: if self.hidden { vec![] } else { vec![address] },
             routes: vec![],
             tcp_port: None,
+            onion: None,
         };
         let id = self.key.id();
         let config = ControlConfig {

@@ -150,6 +150,9 @@ pub struct NodeStatus {
     /// Bytes passed on between other members since the start.
     #[serde(default)]
     pub relayed_bytes: u64,
+    /// What it does for onion paths.
+    #[serde(default)]
+    pub onion: super::RolesReport,
 }
 
 /// The network.
@@ -213,4 +216,7 @@ pub struct PeerStatus {
     pub suite: Suite,
     /// True when the link's keys include a post-quantum secret.
     pub post_quantum: bool,
+    /// What it does for onion paths; absent where it has no role.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub onion: Option<super::PeerRoles>,
 }

@@ -464,6 +464,7 @@ impl Core {
             routes: own.routes.clone(),
             tcp: self.own_tcp(),
             keys: self.key_notes(),
+            onion: if left { None } else { own.onion.clone() },
         }
     }
 }

@@ -10,6 +10,7 @@ use quinn::Connection;
 use tokio::sync::{mpsc, oneshot};
 use warren_control::descriptor::ClientRecord;
 use warren_control::identity::IdentityKey;
+use warren_control::onion::OnionSection;
 use warren_control::wire::{Hello, JoinRequest, Message, TrustReply};
 use warren_types::{LinkPublicKey, NodeId, NodeName, PresharedKey};
 
@@ -61,6 +62,8 @@ pub struct OwnDescriptor {
     pub routes: Vec<IpNet>,
     /// TCP port on the same addresses where we offer tunnels, if we do.
     pub tcp_port: Option<u16>,
+    /// What we do for onion paths, where we have a role.
+    pub onion: Option<Box<OnionSection>>,
 }
 
 /// One control connection, for status.

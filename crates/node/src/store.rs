@@ -13,6 +13,8 @@
 //! | `invites.json`, `registry.json` | of an admitting node |
 //! | `next.key`, `next-ca.key` | a key that is about to replace another |
 //! | `clients.json` | stock WireGuard clients, with their pre-shared keys |
+//! | `host.json`, `host.lock` | what was changed on this machine, to put it back (`crate::host`) |
+//! | `kill-switch.json` | the kill switch, while it is on |
 //! | `directory.cbor` | descriptors and revocations, to reconnect after a restart |
 //!
 //! Invariants: the directory is 0700, files are 0600 and replaced as a whole;
@@ -76,6 +78,8 @@ const ALL: &[&str] = &[
     NODE_KEY,
     "daemon.log",
     "api.sock",
+    "host.json",
+    "host.lock",
     "lock",
 ];
 

@@ -75,6 +75,8 @@ pub struct Rule {
     pub verdict: Verdict,
     /// Packets with this mark.
     pub mark: Option<u32>,
+    /// Packets from this prefix.
+    pub source: Option<IpNet>,
     /// Packets to this prefix.
     pub destination: Option<IpNet>,
     /// Packets of sockets of these users, first and last.
@@ -93,6 +95,7 @@ impl Rule {
             priority,
             verdict,
             mark: None,
+            source: None,
             destination: None,
             users: None,
             suppress_prefix: None,
@@ -120,6 +123,10 @@ fn message_of(rule: &Rule) -> RuleMessage {
     if let Some(mark) = rule.mark {
         attributes.push(RuleAttribute::FwMark(mark));
         attributes.push(RuleAttribute::FwMask(u32::MAX));
+    }
+    if let Some(from) = rule.source {
+        header.src_len = from.prefix_len();
+        attributes.push(RuleAttribute::Source(from.network()));
     }
     if let Some(to) = rule.destination {
         header.dst_len = to.prefix_len();
@@ -155,6 +162,9 @@ fn rule_of(message: &RuleMessage) -> Option<Rule> {
             RuleAttribute::Table(number) => table = Some(*number),
             RuleAttribute::Goto(to) => goto = Some(*to),
             RuleAttribute::FwMark(mark) => rule.mark = Some(*mark).filter(|mark| *mark != 0),
+            RuleAttribute::Source(from) => {
+                rule.source = IpNet::new(*from, message.header.src_len).ok();
+            }
             RuleAttribute::Destination(to) => {
                 rule.destination = IpNet::new(*to, message.header.dst_len).ok();
             }
@@ -309,6 +319,10 @@ mod tests {
             };
             made.extend([
                 Rule { mark: Some(7), ..Rule::all(family, 100, Verdict::Goto(200)) },
+                Rule {
+                    source: Some(to.parse().unwrap()),
+                    ..Rule::all(family, 105, Verdict::Goto(200))
+                },
                 Rule {
                     destination: Some(to.parse().unwrap()),
                     ..Rule::all(family, 110, Verdict::Goto(200))

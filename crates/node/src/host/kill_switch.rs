@@ -127,7 +127,7 @@ fn table(plan: &KillSwitchPlan, root: &str) -> String {
     // Whom a mark tells is marked after the takeover's own chain, which has to
     // see the packet unmarked to route it anew.
     if !split.groups.is_empty() {
-        text.push_str("\tchain mark {\n");
+        text.push_str("\tchain select {\n");
         text.push_str("\t\ttype filter hook output priority mangle + 1; policy accept;\n");
         let _ = writeln!(text, "\t\tmeta mark {MARK:#x} accept");
         for group in &split.groups {

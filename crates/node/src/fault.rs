@@ -92,6 +92,11 @@ impl Fault {
         &self.what
     }
 
+    /// What the operator can do, if something is known.
+    pub fn advice(&self) -> Option<&str> {
+        self.remedy.as_deref()
+    }
+
     /// An unforeseen error with its chain of causes.
     pub fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
         Self::new(FaultKind::Internal, chain(error))

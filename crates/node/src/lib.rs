@@ -11,6 +11,7 @@ pub mod config;
 pub mod daemon;
 pub mod dns;
 pub mod fault;
+pub mod host;
 pub mod keys;
 pub mod lan;
 pub mod onion_keys;

@@ -14,6 +14,8 @@
 //! | `next.key`, `next-ca.key` | a key that is about to replace another |
 //! | `roles.json`, `onion-keys.json` | what it does for onion paths, and the secret keys for it |
 //! | `clients.json` | stock WireGuard clients, with their pre-shared keys |
+//! | `host.json`, `host.lock` | what was changed on this machine, to put it back (`crate::host`) |
+//! | `kill-switch.json` | the kill switch, while it is on |
 //! | `directory.cbor` | descriptors and revocations, to reconnect after a restart |
 //!
 //! Invariants: the directory is 0700, files are 0600 and replaced as a whole;
@@ -85,6 +87,8 @@ const ALL: &[&str] = &[
     NODE_KEY,
     "daemon.log",
     "api.sock",
+    "host.json",
+    "host.lock",
     "lock",
 ];
 

@@ -6,6 +6,7 @@
 //! - [`wait`]: waiting for descriptors.
 //! - [`icmp`]: echo requests.
 //! - [`netlink`]: interfaces, addresses and routes.
+//! - [`mark`]: telling our own packets from those of other programs.
 //! - [`netns`]: network namespaces, also without root.
 //! - [`files`]: private files and directories, locks.
 //! - [`process`]: detaching, signals, what a process costs.
@@ -22,6 +23,7 @@
 
 pub mod files;
 pub mod icmp;
+pub mod mark;
 pub mod netlink;
 pub mod netns;
 pub mod privileges;

@@ -9,6 +9,7 @@
 //! addresses or routes Warren wants.
 
 mod messages;
+pub mod rules;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -114,7 +115,7 @@ pub struct InterfaceAddress {
     pub transient: bool,
 }
 
-/// A route of the main table.
+/// A route.
 #[derive(Debug, Clone)]
 pub struct Route {
     /// Destination.
@@ -132,6 +133,11 @@ pub struct Route {
     /// Priority among routes to the same destination, the smallest first; the
     /// kernel's own when none (0 for IPv4, 1024 for IPv6).
     pub metric: Option<u32>,
+    /// Routing table; the main one when none.
+    pub table: Option<u32>,
+    /// The MTU also holds for packets passed on for others, and no path MTU
+    /// learnt replaces it.
+    pub lock_mtu: bool,
 }
 
 impl Route {
@@ -146,6 +152,8 @@ impl Route {
             congestion_control: None,
             mtu: None,
             metric: None,
+            table: None,
+            lock_mtu: false,
         }
     }
 }

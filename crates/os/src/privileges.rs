@@ -97,6 +97,33 @@ fn keep_network_capability() -> Result<String, String> {
     })
 }
 
+/// Gives up all but `CAP_NET_ADMIN`, and keeps that for the programs this
+/// process starts (`nft`), also as another user than root. For the process that
+/// changes the machine on a confined daemon's behalf.
+pub fn keep_network_only() -> Vec<Measure> {
+    let kept = Capability::CAP_NET_ADMIN;
+    let text = |error: caps::errors::CapsError| error.to_string();
+    let pass_on = || {
+        let had = caps::has_cap(None, CapSet::Permitted, kept).map_err(text)?;
+        let what = keep_network_capability()?;
+        if had {
+            caps::raise(None, CapSet::Inheritable, kept).map_err(text)?;
+            caps::raise(None, CapSet::Ambient, kept).map_err(text)?;
+        }
+        Ok(what)
+    };
+    vec![
+        Measure { name: "capabilities", outcome: pass_on() },
+        Measure { name: "no_new_privs", outcome: forbid_new_privileges() },
+    ]
+}
+
+/// True when this process may change interfaces, routes and packet filters.
+#[must_use]
+pub fn has_network_capability() -> bool {
+    caps::has_cap(None, CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap_or(false)
+}
+
 fn forbid_new_privileges() -> Result<String, String> {
     // SAFETY: PR_SET_NO_NEW_PRIVS takes the integers 1, 0, 0, 0.
     match unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } {

@@ -156,6 +156,8 @@ impl UdpSocket {
             socket.set_reuse_port(true)?;
         }
         set_buffers(&socket);
+        // Without the capability nothing on this machine asks for the mark.
+        let _unmarked = crate::mark::mark(&socket);
         let segmentation = set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();
         let coalescing = set_option(&socket, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
         // The IPv4 options also apply to an IPv6 socket's IPv4 traffic, where

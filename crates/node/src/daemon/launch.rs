@@ -36,6 +36,7 @@ use super::{Daemon, Inbox, roles, startup, unix_now};
 use crate::api;
 use crate::config::{Auth, Config, Endpoint};
 use crate::fault::{Fault, FaultKind};
+use crate::host::Companion;
 use crate::lan;
 use crate::random::OsRandom;
 use crate::start::{Ended, Intent, Outcome, Ready, Start};
@@ -102,6 +103,7 @@ pub async fn run(start: Start) -> Ended {
         Names::prepare(&config, identity.id(), &standing.member, &prefixes, &interface).await;
     let listener = api::bind(&config.api_socket())?;
     let wg_tool = wg_socket(&interface);
+    let host = companion(&config);
     confine(&config, wg_tool.as_ref().map(|s| s.path().to_owned()));
 
     let epoch = Instant::now();
@@ -220,6 +222,7 @@ pub async fn run(start: Start) -> Ended {
         mesh,
         names,
         surroundings,
+        host,
         routing,
         reflexive: Default::default(),
         subnets,
@@ -260,6 +263,21 @@ pub async fn run(start: Start) -> Ended {
         around,
     };
     daemon.serve(inbox, stop).await
+}
+
+/// The process that changes the machine for us from here on. A node without the
+/// privilege for it is a node all the same, but neither exit nor client.
+fn companion(config: &Config) -> Option<Companion> {
+    match Companion::start(&config.state_dir) {
+        Ok((companion, state)) => {
+            tracing::debug!(pid = companion.pid(), ?state, "the helper process");
+            Some(companion)
+        }
+        Err(fault) => {
+            tracing::info!(%fault, "neither exits nor onion paths of the whole machine from here");
+            None
+        }
+    }
 }
 
 /// The socket of `wg show`; a comfort, so failing is only noted.

@@ -96,6 +96,8 @@ struct Daemon {
     mesh: Mesh,
     names: names::Names,
     surroundings: surroundings::Surroundings,
+    /// Changes this machine for us; none without the privilege.
+    host: Option<crate::host::Companion>,
     routing: routing::Routing,
     reflexive: reflexive::Reflexive,
     subnets: subnets::Subnets,
@@ -559,6 +561,9 @@ impl Daemon {
             }
         };
         tokio::join!(control, self.surroundings.end());
+        // Puts back what was changed on this machine, while the interface is
+        // still there.
+        drop(self.host);
         drop(self.workers);
         if leave { self.store.wipe() } else { Ok(()) }
     }

@@ -82,6 +82,8 @@ pub(super) fn bind_tcp(config: &Config) -> Result<Option<TcpListener>, Fault> {
     };
     let listener = std::net::TcpListener::bind(listen.address).map_err(wrong)?;
     listener.set_nonblocking(true).map_err(wrong)?;
+    // What it accepts carries the mark too.
+    let _unmarked = warren_os::mark::mark(&listener);
     TcpListener::from_std(listener).map(Some).map_err(wrong)
 }
 

@@ -8,6 +8,7 @@ use warren_types::api::{NetworkStatus, NodeStatus, PeerKind, PeerStatus, Status}
 use super::mesh::Owner;
 use super::roles::peer_roles;
 use super::{Daemon, unix_now};
+use crate::host::kill_switch;
 use crate::uapi;
 
 /// A certificate with less than this left is worth a warning, seconds.
@@ -82,6 +83,15 @@ impl Daemon {
             );
         }
         warnings.extend(self.roles_report().warnings);
+        match kill_switch::remembered(&self.config.state_dir) {
+            Ok(Some(plan)) => warnings.push(format!(
+                "the kill switch is on: nothing leaves this machine but through {} (`warren \
+                 kill-switch off` lifts it)",
+                plan.interface
+            )),
+            Ok(None) => {}
+            Err(fault) => warnings.push(fault.what().to_owned()),
+        }
         warnings.extend(self.notices.values().cloned());
         warnings
     }

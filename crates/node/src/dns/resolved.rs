@@ -54,7 +54,7 @@ pub fn arrange(interface: &str, servers: &[IpAddr], domains: &[String]) -> Arran
 /// True when resolved runs and means the same interfaces as we do: they are
 /// named to it by number, and numbers of another namespace are other interfaces.
 /// The kernel lists Unix sockets by network namespace, to everybody.
-fn runs_here() -> bool {
+pub(crate) fn runs_here() -> bool {
     let listed = fs::read_to_string("/proc/self/net/unix")
         .is_ok_and(|sockets| sockets.lines().any(|line| line.ends_with(SOCKET)));
     listed && std::os::unix::net::UnixStream::connect(SOCKET).is_ok()
@@ -91,6 +91,38 @@ fn set(
     }
     // Last: only now questions come.
     run(resolvectl, "dns", interface, &servers)
+}
+
+/// Has all questions go to these servers, over this interface, however other
+/// interfaces are set: the domain `.` is the best match for every name.
+pub(crate) fn take_all(interface: &str, servers: &[IpAddr]) -> Result<(), String> {
+    let program: &OsStr = "resolvectl".as_ref();
+    let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
+    run(program, "domain", interface, &["~.".to_owned()])?;
+    for (verb, value) in [("default-route", "true"), ("dnssec", "no"), ("dnsovertls", "no")] {
+        // Old versions lack some; the domain alone decides.
+        let _old_version = run(program, verb, interface, &[value.to_owned()]);
+    }
+    run(program, "dns", interface, &servers)?;
+    // Answers from before may be of the network outside.
+    let _stale = run_bare(program, "flush-caches");
+    Ok(())
+}
+
+/// Takes back [`take_all`].
+pub(crate) fn give_back(interface: &str) -> Result<(), String> {
+    run("resolvectl".as_ref(), "revert", interface, &[])
+}
+
+fn run_bare(program: &OsStr, verb: &str) -> Result<(), String> {
+    let status = Command::new(program)
+        .arg(verb)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .map_err(|e| e.to_string())?;
+    if status.success() { Ok(()) } else { Err(status.to_string()) }
 }
 
 fn run(program: &OsStr, verb: &str, interface: &str, values: &[String]) -> Result<(), String> {

@@ -166,6 +166,8 @@ fn bind(wanted: SocketAddr, endpoints: &[SocketAddr]) -> Result<Endpoint, JoinEr
     };
     let error = |reason| JoinError::Bind { address, reason };
     let socket = std::net::UdpSocket::bind(address).map_err(error)?;
+    // Where nobody may set it, nobody asks for it.
+    let _unmarked = warren_os::mark::mark(&socket);
     Endpoint::new(tls::endpoint(), None, socket, Arc::new(TokioRuntime)).map_err(error)
 }
 

@@ -71,6 +71,7 @@ impl ControlSocket {
     /// When the address cannot be bound.
     pub fn bind(address: SocketAddr) -> io::Result<(Self, SocketAddr)> {
         let socket = std::net::UdpSocket::bind(address)?;
+        let _unmarked = warren_os::mark::mark(&socket);
         socket.set_nonblocking(true)?;
         let local = socket.local_addr()?;
         let socket = Arc::new(tokio::net::UdpSocket::from_std(socket)?);

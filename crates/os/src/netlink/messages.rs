@@ -23,6 +23,9 @@ use super::{InterfaceAddress, Link, Route};
 /// string (the packet crate models it as an integer).
 const RTAX_CC_ALGO: u16 = 16;
 
+/// `RTAX_MTU`: the bit of the MTU in the mask of locked metrics.
+const RTAX_MTU: u32 = 2;
+
 pub(super) fn family(address: IpAddr) -> AddressFamily {
     match address {
         IpAddr::V4(_) => AddressFamily::Inet,
@@ -52,7 +55,12 @@ pub(super) fn route_message(route: &Route) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(route.destination.addr());
     message.header.destination_prefix_length = route.destination.prefix_len();
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    // Numbers beyond a byte do not fit the header, whose field is then
+    // "unspecified" and the attribute counts.
+    match route.table {
+        None => message.header.table = RouteHeader::RT_TABLE_MAIN,
+        Some(table) => message.attributes.push(RouteAttribute::Table(table)),
+    }
     message.header.protocol = RouteProtocol::Static;
     message.header.kind = RouteType::Unicast;
     message.header.scope = match (route.gateway, route.destination) {
@@ -72,6 +80,9 @@ pub(super) fn route_message(route: &Route) -> RouteMessage {
     message.attributes.extend(route.metric.map(RouteAttribute::Priority));
     let mut metrics = Vec::new();
     metrics.extend(route.mtu.map(RouteMetric::Mtu));
+    if route.lock_mtu {
+        metrics.push(RouteMetric::Lock(1 << RTAX_MTU));
+    }
     metrics.extend(route.congestion_control.as_ref().map(|name| {
         let mut value = name.clone().into_bytes();
         value.push(0);
@@ -101,6 +112,14 @@ pub(super) fn default_gateway_of(message: &RouteMessage) -> Option<(u32, Ipv4Add
         }
     }
     gateway.map(|gateway| (metric, gateway))
+}
+
+/// The interface a route leads out of.
+pub(super) fn interface_of(message: &RouteMessage) -> Option<u32> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
 }
 
 pub(super) fn link_of(message: &LinkMessage) -> Link {

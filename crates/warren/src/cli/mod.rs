@@ -5,6 +5,7 @@ mod clients;
 mod daemon;
 mod events;
 mod keys;
+mod kill_switch;
 mod network;
 mod path;
 mod private;
@@ -114,6 +115,12 @@ enum Command {
     /// Let stock WireGuard clients in through this node.
     #[command(subcommand)]
     Wg(clients::WgCommand),
+    /// Keep everything in that does not go through the tunnel.
+    #[command(subcommand)]
+    KillSwitch(kill_switch::KillSwitchCommand),
+    /// Changes this machine for a daemon, which starts it itself.
+    #[command(hide = true)]
+    HostHelper(State),
     /// Expel a node from the network.
     Revoke {
         /// Its name.
@@ -293,6 +300,8 @@ pub(crate) fn run(cli: Cli) -> Result<(), Fault> {
         Command::Path(command) => wait(path::run(command)),
         Command::Route(command) => wait(route::run(command)),
         Command::Wg(command) => wait(clients::run(command)),
+        Command::KillSwitch(command) => wait(kill_switch::run(command)),
+        Command::HostHelper(state) => kill_switch::help_daemon(&state),
         Command::Revoke { name, state } => wait(network::revoke(&state, &name)),
         Command::Key(state) => wait(keys::show(&state)),
         Command::Psk(command) => keys::psk(&command),
@@ -371,6 +380,10 @@ mod tests {
             "wg add-client phone --endpoint vpn.example.org:9277",
             "wg list",
             "wg remove phone",
+            "kill-switch on --lan --interface warren0",
+            "kill-switch off",
+            "kill-switch status --json",
+            "host-helper --state-dir /tmp/a",
             "revoke gpu-2",
             "key",
             "psk generate --out net.psk",

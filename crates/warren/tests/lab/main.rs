@@ -15,6 +15,7 @@ mod chatter;
 mod churn;
 mod failover;
 mod faults;
+mod host;
 mod islands;
 mod lan;
 mod mesh;
@@ -109,8 +110,9 @@ fn main() -> ExitCode {
             churn::SCENARIOS,
             faults::SCENARIOS,
             rotation::SCENARIOS,
+            host::SCENARIOS,
         ],
-        [LONG, nat::LONG, failover::LONG, churn::LONG, rotation::LONG].to_vec(),
+        [LONG, nat::LONG, failover::LONG, churn::LONG, rotation::LONG, host::LONG].to_vec(),
     );
     if !has("--long") {
         long.clear();

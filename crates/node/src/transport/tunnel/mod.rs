@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
@@ -121,7 +121,7 @@ impl Tunnels {
             return Ok(*local);
         }
         let opening = async {
-            let stream = TcpStream::connect(server).await?;
+            let stream = connect(server).await?;
             stream.set_nodelay(true)?;
             let connector = TlsConnector::from(self.client.clone());
             // Names are not used: SNI is off, and what is inside authenticates.
@@ -161,4 +161,15 @@ impl Tunnels {
         let local = socket.local_addr()?;
         Ok((socket, local))
     }
+}
+
+/// Connects a socket that carries the mark of our own packets from its first
+/// one on, so that it goes beside what all other traffic is routed into.
+async fn connect(server: SocketAddr) -> io::Result<TcpStream> {
+    let socket = match server {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    let _unmarked = warren_os::mark::mark(&socket);
+    socket.connect(server).await
 }

@@ -20,6 +20,7 @@ pub mod membership;
 pub mod network;
 mod noise;
 pub mod onion;
+pub mod path_proof;
 pub mod psk;
 pub mod registry;
 pub mod revocation;

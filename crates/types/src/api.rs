@@ -3,6 +3,7 @@
 //! milliseconds as the name says; all counters are since the daemon started.
 
 mod authority;
+mod onion;
 mod paths;
 mod roles;
 mod status;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::LinkPublicKey;
 
 pub use self::authority::*;
+pub use self::onion::*;
 pub use self::paths::*;
 pub use self::roles::*;
 pub use self::status::*;
@@ -147,6 +149,43 @@ pub enum Event {
         /// It takes no new sessions.
         draining: bool,
     },
+    /// Traffic leaves through an exit from now on.
+    OnionConnected {
+        /// The hops, from the entry.
+        path: Vec<String>,
+    },
+    /// It takes another circuit; connections through it go on.
+    OnionMoved {
+        /// The hops before.
+        from: Vec<String>,
+        /// The hops now.
+        to: Vec<String>,
+        /// Why.
+        reason: String,
+        /// How long nothing had come back, ms.
+        silent_ms: u64,
+    },
+    /// No circuit is left: nothing leaves until there is one.
+    OnionInterrupted {
+        /// Why.
+        reason: String,
+    },
+    /// The exit is gone: connections through it are reset, new ones take another.
+    OnionExitLost {
+        /// The exit.
+        exit: String,
+    },
+    /// A node did not do its part of a circuit.
+    OnionHopFailed {
+        /// The node.
+        name: String,
+        /// Why.
+        reason: String,
+        /// The circuit was complete before.
+        was_up: bool,
+    },
+    /// Traffic leaves as it did before.
+    OnionDisconnected {},
     /// A connection attempt was refused; the remote side learns nothing.
     Refused {
         /// Underlay address it came from.

@@ -2,10 +2,11 @@
 //! channel its answer goes to.
 
 use tokio::sync::oneshot;
+use warren_proto::selection::Explanation;
 use warren_types::NodeName;
 use warren_types::api::{
-    AddClientReply, AddClientRequest, CaReply, CaRequest, ClientEntry, InviteReply, InviteRequest,
-    KeyKind, PathReport, RoleChange, RolesReport, RouteReply, RouteRequest, Status, SubnetRoute,
+    AddClientReply, AddClientRequest, CaReply, CaRequest, ClientEntry, ConnectRequest,
+    InviteReply, InviteRequest, KeyKind, OnionReport, PathProof, PathReport, RoleChange, RolesReport, RouteReply, RouteRequest, Status, SubnetRoute,
 };
 
 use crate::uapi;
@@ -39,6 +40,18 @@ pub enum ApiRequest {
     Roles(Reply<RolesReport>),
     /// Change it.
     ChangeRoles(Box<RoleChange>, Reply<RolesReport>),
+    /// How onion paths stand.
+    Onion(Reply<OnionReport>),
+    /// Begin a session through an exit, or go on with other wishes.
+    Connect(Box<ConnectRequest>, Reply<OnionReport>),
+    /// End it.
+    Disconnect(Reply<()>),
+    /// Take other circuits.
+    RotatePath(Reply<()>),
+    /// Have all hops prove that they carry the active circuit.
+    ProvePath(Reply<PathProof>),
+    /// Why the path was chosen: everything that went into it.
+    ExplainOnion(Reply<Box<Explanation>>),
     /// Something about the certificate authority.
     Ca(CaRequest, Reply<CaReply>),
     /// Replace a key.

@@ -23,7 +23,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use warren_types::NodeName;
 use warren_types::api::{
-    AddClientRequest, CaRequest, ErrorReply, EventRecord, InviteRequest, LeaveRequest,
+    AddClientRequest, CaRequest, ConnectRequest, ErrorReply, EventRecord, InviteRequest, LeaveRequest,
     RevokeRequest, RoleChange, RotateRequest, RouteRequest,
 };
 
@@ -176,11 +176,15 @@ impl From<ApiError> for Refusal {
 const CLIENTS: &str = "/v1/wg/clients";
 const ROUTES: &str = "/v1/routes";
 const ROLES: &str = "/v1/roles";
+const ONION: &str = "/v1/onion";
 
 /// The methods of a path; `None` when there is no such path.
 fn methods(path: &str) -> Option<&'static str> {
     match path {
-        "/v1/status" | "/v1/events" => Some("GET"),
+        "/v1/status" | "/v1/events" | ONION | "/v1/onion/explain" => Some("GET"),
+        "/v1/onion/connect" | "/v1/onion/disconnect" | "/v1/onion/rotate" | "/v1/onion/verify" => {
+            Some("POST")
+        }
         "/v1/invites" | "/v1/revoke" | "/v1/ca" | "/v1/rotate" | "/v1/leave" | "/v1/shutdown" => {
             Some("POST")
         }
@@ -265,6 +269,15 @@ async fn dispatch(
             let body: RoleChange = body(request).await?;
             ask(requests, |reply| ApiRequest::ChangeRoles(Box::new(body), reply)).await
         }
+        ONION => ask(requests, ApiRequest::Onion).await,
+        "/v1/onion/explain" => ask(requests, ApiRequest::ExplainOnion).await,
+        "/v1/onion/connect" => {
+            let body: ConnectRequest = body(request).await?;
+            ask(requests, |reply| ApiRequest::Connect(Box::new(body), reply)).await
+        }
+        "/v1/onion/disconnect" => ask(requests, ApiRequest::Disconnect).await,
+        "/v1/onion/rotate" => ask(requests, ApiRequest::RotatePath).await,
+        "/v1/onion/verify" => ask(requests, ApiRequest::ProvePath).await,
         "/v1/ca" => {
             let body: CaRequest = body(request).await?;
             ask(requests, |reply| ApiRequest::Ca(body, reply)).await

@@ -109,6 +109,7 @@ pub async fn run(start: Start) -> Ended {
     let epoch = Instant::now();
     let drops = Arc::new(DropCounters::default());
     let tables = Arc::new(Tables::default());
+    let onion = super::onion::Onion::new(standing.member.network.suite, tables.clone());
     let mut engine = Engine::new(
         EngineConfig::new(link_key, standing.member.addresses.clone(), mtu, drops.clone()),
         tables.clone(),
@@ -202,7 +203,7 @@ pub async fn run(start: Start) -> Ended {
     let (surroundings, around) =
         Surroundings::start(&config, standing.member.network.id, id, underlay.local);
     let names_status = names.status();
-    let daemon = Daemon {
+    let mut daemon = Daemon {
         store,
         config,
         id,
@@ -227,6 +228,7 @@ pub async fn run(start: Start) -> Ended {
         reflexive: Default::default(),
         subnets,
         roles,
+        onion,
         path_reasons: HashMap::new(),
         routes_kept: Instant::now(),
         looping_untold: false,
@@ -235,6 +237,8 @@ pub async fn run(start: Start) -> Ended {
         notices: standing.notice.take().map(|notice| ("root", notice)).into_iter().collect(),
         ending: None,
     };
+    daemon.apply_duties();
+    daemon.resume_session();
     let outcome = match (fresh, &intent) {
         (false, _) => Outcome::Restarted { admin },
         (true, Intent::Join { .. }) => Outcome::Joined,

@@ -15,6 +15,7 @@ mod launch;
 mod membership;
 mod mesh;
 mod names;
+mod onion;
 mod reflexive;
 mod requests;
 mod roles;
@@ -102,6 +103,7 @@ struct Daemon {
     reflexive: reflexive::Reflexive,
     subnets: subnets::Subnets,
     roles: roles::OnionRoles,
+    onion: onion::Onion,
     /// Why each peer's path was taken last, and when.
     path_reasons: HashMap<LinkPublicKey, (String, Instant)>,
     control: ControlHandle,
@@ -151,6 +153,13 @@ impl Daemon {
                     None => std::future::pending().await,
                 }
             };
+            let circuits = self.onion_due();
+            let circuits_due = async {
+                match circuits {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
             let reroute = self.routing.due();
             let rerouting = async {
                 match reroute {
@@ -178,6 +187,7 @@ impl Daemon {
                 }
                 Some(request) = inbox.requests.recv() => self.handle_request(request).await,
                 () = timer => self.engine.handle_timeout(self.now(), &mut OsRandom),
+                () = circuits_due => self.tick_onion(),
                 () = rerouting => self.routing_due(),
                 _ = routing.tick() => self.tick_routing(),
                 _ = housekeeping.tick() => self.keep_house().await,
@@ -237,6 +247,11 @@ impl Daemon {
             }
             ToEngine::Confirmed { session } => self.engine.handle_confirmed(&session, now, rng),
             ToEngine::Roamed { peer, to } => self.engine.handle_roamed(&peer, to, now, rng),
+            ToEngine::Cell { peer, data } => self.onion_cell(&peer, &data),
+            ToEngine::OnionRequest { circuit, text } => self.onion_request(&circuit, &text),
+            ToEngine::OnionAnswer { circuit, hop, text } => {
+                self.onion_answer(&circuit, hop, &text);
+            }
             // The control transport has its own queue.
             ToEngine::Quic { .. } => {}
         }
@@ -520,6 +535,7 @@ impl Daemon {
         }
         self.refresh_endpoints();
         self.keep_onion_keys();
+        self.keep_session();
         if self.routes_kept.elapsed() >= ROUTES_EVERY {
             self.routes_kept = Instant::now();
             self.keep_routes().await;

@@ -54,6 +54,23 @@ impl Daemon {
             ApiRequest::ChangeRoles(change, reply) => {
                 let _ = reply.send(self.change_roles(*change));
             }
+            ApiRequest::Onion(reply) => {
+                let _ = reply.send(Ok(self.onion_report()));
+            }
+            ApiRequest::Connect(request, reply) => {
+                let begun = self.connect(*request);
+                let _ = reply.send(begun.map(|()| self.onion_report()));
+            }
+            ApiRequest::Disconnect(reply) => {
+                let _ = reply.send(self.disconnect());
+            }
+            ApiRequest::RotatePath(reply) => {
+                let _ = reply.send(self.rotate_path());
+            }
+            ApiRequest::ProvePath(reply) => self.prove_path(reply),
+            ApiRequest::ExplainOnion(reply) => {
+                let _ = reply.send(self.explain_onion());
+            }
             ApiRequest::Ca(request, reply) => self.ca(request, reply),
             ApiRequest::Rotate(what, reply) => self.rotate(what, reply),
             ApiRequest::Leave(force, reply) => {

@@ -204,15 +204,8 @@ pub(super) fn peer_roles(section: &OnionSection, now: u64) -> PeerRoles {
 impl Daemon {
     /// The secret keys of circuit handshakes that are good now, the youngest
     /// first; none without a role.
-    #[allow(dead_code, reason = "circuits are opened with them")]
     pub(super) fn onion_keys(&self) -> impl Iterator<Item = &OnionKeyPair> {
         self.roles.keys.good(unix_now().as_secs())
-    }
-
-    /// True while this node takes no new sessions.
-    #[allow(dead_code, reason = "sessions ask it")]
-    pub(super) fn is_draining(&self) -> bool {
-        self.roles.stored.draining
     }
 
     pub(super) fn roles_report(&self) -> RolesReport {
@@ -236,6 +229,7 @@ impl Daemon {
                 draining: stored.draining,
             });
             self.announce();
+            self.apply_duties();
         }
         Ok(self.roles_report())
     }
@@ -248,6 +242,7 @@ impl Daemon {
                 tracing::info!("onion keys renewed");
                 self.notices.remove("onion keys");
                 self.announce();
+                self.apply_duties();
             }
             Err(error) => {
                 self.notices.insert("onion keys", format!("onion keys were not renewed: {error}"));

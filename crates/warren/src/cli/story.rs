@@ -113,6 +113,27 @@ pub(super) fn line(event: &Event) -> String {
         Event::KeyRotated { name, what } => format!("{name} has a new {what}"),
         Event::AuthorityChanged { name, change } => format!("{name} {change}"),
         Event::PeerRemoved { name, reason } => format!("{name} is gone: {reason}"),
+        Event::RolesChanged { roles, draining: false } => format!("this node's roles: {roles}"),
+        Event::OnionConnected { path } => {
+            format!("connected through {}", path.join(" > "))
+        }
+        Event::OnionMoved { from, to, reason, silent_ms } => format!(
+            "moved from {} to {}: {reason}{}; connections go on",
+            from.join(" > "),
+            to.join(" > "),
+            if *silent_ms >= 100 { format!(" for {silent_ms} ms") } else { String::new() }
+        ),
+        Event::OnionInterrupted { reason } => format!("nothing leaves: {reason}"),
+        Event::OnionExitLost { exit } => format!(
+            "exit {exit} is gone: connections through it are reset, new ones take another exit"
+        ),
+        Event::OnionHopFailed { name, reason, was_up: true } => {
+            format!("{name} failed on a path: {reason}")
+        }
+        Event::OnionHopFailed { name, reason, was_up: false } => {
+            format!("no path over {name}: {reason}; another is tried")
+        }
+        Event::OnionDisconnected {} => "disconnected: traffic leaves as before".to_owned(),
         Event::Refused { remote, reason } => format!("refused {}: {reason}", plain(*remote)),
     }
 }

@@ -61,6 +61,7 @@ impl Building {
         let hop = |(i, hop): (usize, &Hop)| HopView {
             node: hop.node,
             rtt_us: self.took_us.get(i).copied(),
+            least_us: None,
             loss: 0.0,
             silent_ms: None,
             hash: self.hashes.get(i).copied().unwrap_or_default(),

@@ -169,6 +169,8 @@ pub struct HopView {
     pub node: NodeSuffix,
     /// Time to it and back, microseconds.
     pub rtt_us: Option<u32>,
+    /// The shortest such time so far.
+    pub least_us: Option<u32>,
     /// Share of probes to it that were lost lately, 0 to 1.
     pub loss: f32,
     /// Since it last answered, ms.

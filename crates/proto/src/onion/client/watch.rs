@@ -47,6 +47,7 @@ const REMEMBERED: u32 = 32;
 #[derive(Debug, Clone, Default)]
 struct HopWatch {
     srtt_us: u64,
+    least_us: u64,
     var_us: u64,
     heard_us: u64,
     asked_us: u64,
@@ -58,6 +59,9 @@ struct HopWatch {
 impl HopWatch {
     fn rtt(&mut self, sample_us: u64, now_us: u64) {
         self.heard_us = now_us;
+        if self.least_us == 0 || sample_us < self.least_us {
+            self.least_us = sample_us.max(1);
+        }
         if self.srtt_us == 0 {
             (self.srtt_us, self.var_us) = (sample_us.max(1), sample_us / 2);
         } else {
@@ -220,6 +224,7 @@ impl Running {
         let hop = |(i, watch): (usize, &HopWatch)| HopView {
             node: self.path[i].node,
             rtt_us: (watch.srtt_us > 0).then_some(watch.srtt_us.min(u64::from(u32::MAX)) as u32),
+            least_us: (watch.least_us > 0).then_some(watch.least_us.min(u64::from(u32::MAX)) as u32),
             loss: watch.loss(),
             silent_ms: Some(now.saturating_sub(ms(watch.heard_us))),
             hash: self.hashes[i],

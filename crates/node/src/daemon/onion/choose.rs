@@ -1,0 +1,214 @@
+//! Choosing nodes: what the directory and our measurements say of them, put
+//! before the selection.
+
+use std::time::Duration;
+
+use warren_proto::engine::LinkState;
+use warren_proto::onion::client::{Hop, Purpose};
+use warren_proto::selection::{
+    Avoid, Candidate, Choice, Constraints, ExitChoice, Input, Measure, Measurements, Outcome, Own,
+    Seed, SelectionError, explain,
+};
+use warren_proto::link::relay::NodeSuffix;
+use warren_types::NodeId;
+
+use super::super::{Daemon, unix_now};
+use crate::random::OsRandom;
+
+/// The file of the pinned guards.
+const GUARDS: &str = "guards.json";
+/// How long a failure counts against a node.
+const FAILURE: Duration = Duration::from_secs(600);
+/// What is left of a node's reputation right after one.
+const FAILED: f32 = 0.25;
+
+impl Daemon {
+    /// All members with a role, as far as we know them.
+    pub(super) fn candidates(&self) -> Vec<Candidate> {
+        let now = unix_now().as_secs();
+        let members = self.mesh.members();
+        members
+            .filter_map(|view| {
+                let onion = view.onion()?;
+                let body = &view.descriptor.body;
+                let id = view.id();
+                let stats = self.engine.stats(&body.link_key, self.now());
+                let unreachable =
+                    stats.as_ref().is_some_and(|stats| stats.state == LinkState::Unreachable);
+                let direct = stats.as_ref().and_then(|stats| {
+                    let rtt_us = stats.rtt?.as_micros().min(u128::from(u32::MAX)) as u32;
+                    Some(Measure { rtt_us, loss: stats.loss.unwrap_or(0.0) as f32 })
+                });
+                let failed = self.onion.failures.get(&id).map(|at| at.elapsed());
+                let reputation = match failed.filter(|since| *since < FAILURE) {
+                    Some(since) => {
+                        let healed = since.as_secs_f32() / FAILURE.as_secs_f32();
+                        FAILED + (1.0 - FAILED) * healed
+                    }
+                    None => 1.0,
+                };
+                let load = self
+                    .mesh
+                    .place(id)
+                    .and_then(|place| self.routing.router.links_of(place))
+                    .map_or(0.0, |links| f32::from(links.load) / 255.0);
+                Some(Candidate {
+                    id,
+                    name: view.name.clone(),
+                    roles: onion.roles,
+                    place: onion.place.clone(),
+                    family: onion.family.clone(),
+                    addresses: body.endpoints.iter().map(|endpoint| endpoint.ip()).collect(),
+                    bandwidth: onion.bandwidth,
+                    load,
+                    uptime_s: onion.uptime(now),
+                    draining: onion.draining,
+                    exit_policy: onion.exit_policy.clone(),
+                    reputation,
+                    direct,
+                    has_key: onion.key_at(now).is_some(),
+                    unreachable,
+                    age_s: now.saturating_sub(body.issued),
+                })
+            })
+            .collect()
+    }
+
+    /// What members with a role told of the links between them.
+    fn measurements(&self, candidates: &[Candidate]) -> Measurements {
+        let mut all = Measurements::default();
+        for candidate in candidates {
+            let said = self
+                .mesh
+                .place(candidate.id)
+                .and_then(|place| self.routing.router.links_of(place));
+            for (to, metric) in said.map(|said| &said.links[..]).unwrap_or_default() {
+                let Some(other) = self.mesh.at(*to) else { continue };
+                let rtt_us = metric.rtt.as_micros().min(u128::from(u32::MAX)) as u32;
+                all.insert(candidate.id, other, Measure { rtt_us, loss: metric.loss });
+            }
+        }
+        all
+    }
+
+    pub(super) fn own_for_selection(&self) -> Own {
+        let settings = self.roles_report().settings;
+        Own {
+            id: self.id,
+            family: settings.family,
+            addresses: self.told.iter().map(|endpoint| endpoint.ip()).collect(),
+            place: settings.place,
+        }
+    }
+
+    /// Chooses by `constraints`; what went into it is kept when `keep`.
+    fn select(&mut self, constraints: &Constraints, keep: bool) -> Result<Choice, SelectionError> {
+        let (own, candidates) = (self.own_for_selection(), self.candidates());
+        let measurements = self.measurements(&candidates);
+        let now = unix_now().as_secs();
+        if self.onion.guards.maintain(&own, &candidates, now, &mut OsRandom)
+            && let Err(error) = self.store.save_list(GUARDS, &self.onion.guards)
+        {
+            tracing::warn!(%error, "the guards were not stored");
+        }
+        let input = Input {
+            own: &own,
+            candidates: &candidates,
+            measurements: &measurements,
+            constraints,
+            guards: (constraints.entry.is_none()).then_some(&self.onion.guards),
+            standbys: 0,
+        };
+        let explanation = explain(&input, Seed::generate(&mut OsRandom));
+        let outcome = explanation.outcome.clone();
+        if keep || matches!(outcome, Outcome::Failed(_)) {
+            self.onion.explanation = Some(explanation);
+        }
+        match outcome {
+            Outcome::Chosen(choice) => Ok(choice),
+            Outcome::Failed(error) => Err(error),
+        }
+    }
+
+    /// Loads the guards that were pinned before.
+    pub(super) fn load_guards(&mut self) {
+        match self.store.list(GUARDS) {
+            Ok(guards) => self.onion.guards = guards,
+            Err(error) => tracing::warn!(%error, "the guards cannot be read; others are pinned"),
+        }
+    }
+
+    /// Checks that there is a path at all.
+    pub(super) fn try_select(&mut self) -> Result<Choice, SelectionError> {
+        let constraints = self.onion.constraints.clone();
+        self.select(&constraints, true)
+    }
+
+    /// A circuit wants nodes.
+    pub(super) fn choose_path(
+        &mut self,
+        purpose: Purpose,
+        exit: Option<NodeSuffix>,
+        avoid: &[NodeSuffix],
+    ) {
+        let exit = exit.and_then(|exit| self.suffix_node(&exit));
+        let avoid: Vec<NodeId> = avoid.iter().filter_map(|node| self.suffix_node(node)).collect();
+        let wish = self.onion.constraints.clone();
+        let fixed = matches!(wish.exit, ExitChoice::Node(_));
+        if purpose == Purpose::Spare && fixed {
+            // The user wants this exit and no other.
+            return;
+        }
+        let with = |soft: &[NodeId]| {
+            let mut nodes = wish.avoid.nodes.clone();
+            nodes.extend(soft.iter().filter(|id| Some(**id) != exit));
+            let exit = exit.map_or(wish.exit, ExitChoice::Node);
+            Constraints { exit, avoid: Avoid { nodes, ..wish.avoid.clone() }, ..wish.clone() }
+        };
+        let active = purpose == Purpose::Active;
+        let chosen = match self.select(&with(&avoid), active) {
+            Ok(choice) => Ok(choice),
+            // Rather over nodes that failed or are in use already than not at
+            // all; a standby over the same nodes would be none.
+            Err(error) if active => self.select(&with(&[]), true).map_err(|_| error),
+            Err(error) if purpose == Purpose::Standby && wish.hops > 1 => {
+                let half: Vec<NodeId> = avoid.iter().copied().filter(|id| self.is_middle(*id)).collect();
+                self.select(&with(&half), false).map_err(|_| error)
+            }
+            Err(error) => Err(error),
+        };
+        let choice = match chosen {
+            Ok(choice) => choice,
+            Err(error) => {
+                tracing::debug!(%error, ?purpose, "no path");
+                if active {
+                    self.onion.problem = Some(error.to_string());
+                }
+                return;
+            }
+        };
+        let now = unix_now().as_secs();
+        let hop = |id: NodeId| {
+            let onion_key = self.mesh.view(id)?.onion()?.key_at(now)?.key.0;
+            Some(Hop { node: self.suffix_of(id)?, onion_key })
+        };
+        let Some(path) = choice.hops.iter().map(|node| hop(node.id)).collect::<Option<Vec<_>>>()
+        else {
+            return;
+        };
+        let now_us = self.now_us();
+        let around = super::Around { routes: self.onion.routes(), mesh: &self.mesh };
+        if !self.onion.client.build(path, purpose, &around, now_us, &mut OsRandom) {
+            tracing::debug!(?purpose, "the path could not be begun");
+        }
+    }
+
+    /// True for a node between entry and exit of a circuit of ours.
+    fn is_middle(&self, id: NodeId) -> bool {
+        let node = self.suffix_of(id);
+        self.onion.client.circuits(self.now_us()).iter().any(|circuit| {
+            let hops = &circuit.hops;
+            hops.iter().skip(1).take(hops.len().saturating_sub(2)).any(|hop| Some(hop.node) == node)
+        })
+    }
+}

@@ -1,0 +1,358 @@
+//! `warren connect` and `disconnect`, and being an exit: what the operator wants
+//! of the machine.
+
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
+
+use ipnet::IpNet;
+use warren_proto::selection::{
+    Avoid, Constraints, EntryChoice, ExitChoice, Explanation, MAX_HOPS,
+};
+use warren_types::api::{ConnectRequest, Event};
+use warren_types::{Action, Coordinates, Country, Family, NodeId, Place, Protocol, Region};
+
+use super::super::Daemon;
+use crate::api::ApiError;
+use crate::host::plan::{
+    ControlGroup, INNER_MTU, PolicyRule, RESOLVER_V4, RESOLVER_V6, SplitMode, Transport,
+};
+use crate::host::{ConnectPlan, ExitPlan, KillSwitchPlan, ResolverPlan, Split, TakeoverPlan};
+use crate::random::OsRandom;
+
+/// The file of the wanted session.
+const SESSION: &str = "session.json";
+/// Circuits to other exits that are kept in case ours dies.
+const SPARES: usize = 1;
+
+/// True when this machine has a way to the IPv6 internet beside the tunnel. No
+/// packet is sent.
+pub(super) fn has_ipv6_route(_interface: &str) -> bool {
+    let anywhere = SocketAddr::from((Ipv6Addr::new(0x2001, 0x4860, 0, 0, 0, 0, 0, 1), 9));
+    UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))
+        .and_then(|socket| socket.connect(anywhere))
+        .is_ok()
+}
+
+fn invalid(text: impl Into<String>) -> ApiError {
+    ApiError::Invalid(text.into())
+}
+
+/// Which part of the machine's traffic.
+fn split_of(request: &ConnectRequest) -> Result<Split, ApiError> {
+    if !request.include.is_empty() && !request.exclude.is_empty() {
+        return Err(invalid("include or exclude, not both: one follows from the other"));
+    }
+    let include = !request.include.is_empty();
+    let mut split = Split {
+        mode: if include { SplitMode::Include } else { SplitMode::Exclude },
+        ..Split::default()
+    };
+    for item in if include { &request.include } else { &request.exclude } {
+        if let Some(user) = item.strip_prefix("user:") {
+            let number = user.parse().map_err(|_| {
+                invalid(format!("`{user}` is no user's number: `id -u NAME` shows it"))
+            })?;
+            split.users.push(number);
+        } else if let Some(path) = item.strip_prefix("cgroup:") {
+            split.groups.push(ControlGroup::try_from(path.to_owned()).map_err(invalid)?);
+        } else {
+            let net: IpNet = item
+                .parse()
+                .or_else(|_| item.parse::<std::net::IpAddr>().map(IpNet::from))
+                .map_err(|_| {
+                    invalid(format!(
+                        "`{item}` is no prefix, `user:NUMBER` or `cgroup:PATH`"
+                    ))
+                })?;
+            split.subnets.push(net.trunc());
+        }
+    }
+    Ok(split)
+}
+
+impl Daemon {
+    fn member_named(&self, word: &str) -> Option<NodeId> {
+        let name = word.parse().ok()?;
+        self.mesh.by_name(&name)
+    }
+
+    fn point(&self, word: &str) -> Result<Coordinates, ApiError> {
+        if let Some((north, east)) = word.split_once(',')
+            && let (Ok(north), Ok(east)) = (north.trim().parse(), east.trim().parse())
+        {
+            let point = Coordinates { north, east };
+            if point.is_valid() {
+                return Ok(point);
+            }
+        }
+        if let Ok(place) = word.parse::<Place>() {
+            return Ok(place.coordinates());
+        }
+        let known = self.member_named(word).and_then(|id| self.mesh.view(id)?.onion()?.place.clone());
+        known.map(|place| place.coordinates()).ok_or_else(|| {
+            invalid(format!(
+                "where `{word}` is, is not known: use a country or city (`nearest:de/fra`), a \
+                 point (`nearest:52.5,13.4`), or a member that tells its region"
+            ))
+        })
+    }
+
+    /// The words of a request as constraints.
+    fn constraints(&self, request: &ConnectRequest) -> Result<Constraints, ApiError> {
+        if !(1..=MAX_HOPS).contains(&request.hops) {
+            return Err(invalid(format!("a path of {} hops is not possible: use 1 to 4", request.hops)));
+        }
+        let exit = match request.exit.as_str() {
+            "auto" => ExitChoice::Auto,
+            "random" => ExitChoice::Random,
+            word => {
+                if let Some(near) = word.strip_prefix("nearest:") {
+                    ExitChoice::Nearest(self.point(near)?)
+                } else if let Ok(country) = word.parse::<Country>() {
+                    ExitChoice::Country(country)
+                } else if let Ok(region) = word.parse::<Region>() {
+                    ExitChoice::Region(region)
+                } else if let Some(id) = self.member_named(word) {
+                    ExitChoice::Node(id)
+                } else {
+                    let country = word.parse::<Country>().err().map(|e| e.to_string());
+                    return Err(invalid(format!(
+                        "`{word}` is no exit: use auto, random, nearest:PLACE, a country (de), a \
+                         region (europe) or the name of a member{}",
+                        match country {
+                            Some(text) if word.len() == 2 => format!("; {text}"),
+                            _ => String::new(),
+                        }
+                    )));
+                }
+            }
+        };
+        let entry = match &request.entry {
+            None => None,
+            Some(word) => Some(match (word.parse::<Country>(), self.member_named(word)) {
+                (Ok(country), _) => EntryChoice::Country(country),
+                (Err(_), Some(id)) => EntryChoice::Node(id),
+                (Err(_), None) => {
+                    return Err(invalid(format!(
+                        "`{word}` is no entry: use a country (de) or the name of a member"
+                    )));
+                }
+            }),
+        };
+        let mut avoid = Avoid::default();
+        for word in &request.avoid {
+            if let Some(family) = word.strip_prefix("family:") {
+                let family: Family = family.parse().map_err(|e| invalid(format!("{e}")))?;
+                avoid.families.insert(family);
+            } else if let Ok(country) = word.parse::<Country>() {
+                avoid.countries.insert(country);
+            } else if let Some(id) = self.member_named(word) {
+                avoid.nodes.insert(id);
+            } else {
+                return Err(invalid(format!(
+                    "`{word}` cannot be avoided: use a country, the name of a member, or \
+                     family:NAME"
+                )));
+            }
+        }
+        Ok(Constraints {
+            hops: request.hops,
+            exit,
+            entry,
+            avoid,
+            port: None,
+            distinct_countries: request.distinct_countries,
+        })
+    }
+
+    fn connect_plan(&self, request: &ConnectRequest) -> Result<ConnectPlan, ApiError> {
+        let split = split_of(request)?;
+        let interface = self.interface.clone();
+        let mut mesh = self.prefixes.clone();
+        mesh.extend(self.mesh.subnet_prefixes());
+        let mut takeover = TakeoverPlan::new(&interface, mesh);
+        takeover.split = split.clone();
+        takeover.lan_allowed = request.lan;
+        Ok(ConnectPlan {
+            kill_switch: request.kill_switch.then(|| KillSwitchPlan {
+                interface: interface.clone(),
+                lan: request.lan,
+                split: split.clone(),
+            }),
+            takeover,
+            resolver: (!request.keep_dns && split.takes_all()).then(|| ResolverPlan {
+                interface,
+                servers: vec![RESOLVER_V4.into(), RESOLVER_V6.into()],
+                mesh: None,
+            }),
+        })
+    }
+
+    /// Begins a session, or goes on with other wishes.
+    pub(in super::super) fn connect(&mut self, request: ConnectRequest) -> Result<(), ApiError> {
+        let constraints = self.constraints(&request)?;
+        let plan = self.connect_plan(&request)?;
+        if self.host.is_none() && !request.proxy_only {
+            return Err(ApiError::NotAllowed(
+                "this daemon may not change the machine's routes: run it as root or with \
+                 CAP_NET_ADMIN, or in userspace mode for the proxies only"
+                    .to_owned(),
+            ));
+        }
+        self.onion.constraints = constraints;
+        // Nothing is changed for a wish that nobody can fulfil.
+        if let Err(error) = self.try_select() {
+            let text = error.to_string();
+            match &self.onion.request {
+                Some(before) => {
+                    let before = before.clone();
+                    self.onion.constraints = self.constraints(&before)?;
+                }
+                None => self.onion.problem = Some(text.clone()),
+            }
+            return Err(ApiError::Conflict(text));
+        }
+        self.begin(request, &plan)
+    }
+
+    fn begin(&mut self, request: ConnectRequest, plan: &ConnectPlan) -> Result<(), ApiError> {
+        if !request.proxy_only
+            && let Some(host) = &mut self.host
+        {
+            host.connect(plan).map_err(|fault| ApiError::Failed(fault.to_string()))?;
+        }
+        if let Err(error) = self.store.save_list(SESSION, &Some(&request)) {
+            tracing::warn!(%error, "a restarted daemon will not connect again");
+        }
+        let now_us = self.now_us();
+        if self.onion.client.is_on() {
+            self.onion.client.disconnect(now_us);
+        }
+        self.onion.request = Some(request);
+        self.onion.problem = None;
+        self.onion.client.connect(SPARES, now_us, &mut OsRandom);
+        self.flush_onion();
+        Ok(())
+    }
+
+    /// Ends the session; the machine's traffic goes its own ways again.
+    pub(in super::super) fn disconnect(&mut self) -> Result<(), ApiError> {
+        let was_on = self.onion.request.take().is_some();
+        let now_us = self.now_us();
+        self.onion.client.disconnect(now_us);
+        self.onion.problem = None;
+        self.flush_onion();
+        if let Err(error) = self.store.save_list(SESSION, &None::<ConnectRequest>) {
+            tracing::warn!(%error, "a restarted daemon may connect again");
+        }
+        if let Some(host) = &mut self.host {
+            host.disconnect(false).map_err(|fault| ApiError::Failed(fault.to_string()))?;
+        }
+        if was_on {
+            self.events.publish(Event::OnionDisconnected {});
+        }
+        Ok(())
+    }
+
+    /// Takes other circuits, the session moving to them when they are there.
+    pub(in super::super) fn rotate_path(&mut self) -> Result<(), ApiError> {
+        if !self.onion.client.is_on() {
+            return Err(ApiError::Conflict(
+                "there is no path to rotate: `warren connect` first".to_owned(),
+            ));
+        }
+        let now_us = self.now_us();
+        self.onion.client.rotate(now_us);
+        self.flush_onion();
+        Ok(())
+    }
+
+    /// Everything that went into the choice of the path.
+    pub(in super::super) fn explain_onion(&self) -> Result<Box<Explanation>, ApiError> {
+        self.onion.explanation.clone().map(Box::new).ok_or_else(|| {
+            ApiError::Conflict("no path was chosen yet: `warren connect` first".to_owned())
+        })
+    }
+
+    /// Goes on with the session there was before a restart.
+    pub(in super::super) fn resume_session(&mut self) {
+        self.load_guards();
+        match self.store.list::<Option<ConnectRequest>>(SESSION) {
+            Ok(Some(request)) => self.onion.request = Some(request),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "the session cannot be read"),
+        }
+        self.keep_session();
+    }
+
+    /// Begins a wanted session that is not there yet: right after a restart the
+    /// nodes it names may not be known.
+    pub(in super::super) fn keep_session(&mut self) {
+        if self.onion.client.is_on() {
+            return;
+        }
+        let Some(request) = self.onion.request.clone() else { return };
+        let wish = self.constraints(&request);
+        let began = match (wish, self.connect_plan(&request)) {
+            (Ok(constraints), Ok(plan)) => {
+                self.onion.constraints = constraints;
+                self.begin(request, &plan)
+            }
+            (Err(error), _) | (_, Err(error)) => Err(error),
+        };
+        if let Err(error) = began {
+            self.onion.problem = Some(error.to_string());
+        }
+    }
+
+    /// Serves as an exit, or not. False when it is not in force.
+    pub(super) fn keep_exit(&mut self, wanted: bool) -> bool {
+        if !wanted {
+            if self.onion.exit_plan.take().is_some()
+                && let Some(host) = &mut self.host
+                && let Err(fault) = host.exit_down()
+            {
+                tracing::warn!(%fault, "not all of the exit could be taken back");
+            }
+            self.notices.remove("exit");
+            return false;
+        }
+        let mut plan = ExitPlan::new(&self.interface, self.prefixes.clone());
+        plan.mtu = INNER_MTU;
+        let policy = self.roles_report().settings.exit_policy.unwrap_or_default();
+        plan.policy = policy
+            .effective_rules()
+            .into_iter()
+            .map(|rule| PolicyRule {
+                accept: rule.action == Action::Accept,
+                to: rule.prefix,
+                transport: rule.protocol.map(|protocol| match protocol {
+                    Protocol::Tcp => Transport::Tcp,
+                    Protocol::Udp => Transport::Udp,
+                }),
+                ports: (rule.ports.first > 0 || rule.ports.last < u16::MAX)
+                    .then_some(rule.ports.first..=rule.ports.last),
+            })
+            .collect();
+        if self.onion.exit_plan.as_ref() == Some(&plan) {
+            return true;
+        }
+        let up = match &mut self.host {
+            Some(host) => host.exit_up(&plan).map(drop).map_err(|fault| fault.to_string()),
+            None => Err("this daemon may not change the machine's rules: run it as root or with \
+                         CAP_NET_ADMIN"
+                .to_owned()),
+        };
+        match up {
+            Ok(()) => {
+                self.onion.exit_plan = Some(plan);
+                self.notices.remove("exit");
+                true
+            }
+            Err(reason) => {
+                tracing::error!(%reason, "this node cannot serve as an exit");
+                self.notices.insert("exit", format!("this node does not serve as an exit: {reason}"));
+                false
+            }
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! Onion paths in the daemon: what others build through this node, and our own.
+//!
+//! In: cells and texts that workers hand over, requests of the local API, the
+//! directory. Out: cells (through the engine, so that they wait for a session
+//! where there is none yet), events, and the state of the machine (`host`).
+//! Invariants: when a session is wanted, the machine's traffic is led into the
+//! tunnel before the first circuit is there and until the operator ends it, so
+//! nothing takes another way meanwhile; a node serves as an exit only while its
+//! address translation is in force.
+//! Deliberately not here: the protocol (`proto::onion`), which nodes make a path
+//! (`proto::selection`), rules and routes of the machine (`host`).
+
+mod choose;
+mod connect;
+mod proof;
+mod report;
+
+use std::collections::HashMap;
+use std::net::Ipv6Addr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use warren_proto::link::peer::PeerLink;
+use warren_proto::link::relay::{NodeSuffix, suffix};
+use warren_proto::link::tables::{Routes, Tables};
+use warren_proto::noise::StaticKey;
+use warren_proto::onion::circuit::{ClientCircuit, HopCircuit};
+use warren_proto::onion::client::{Client, ClientEvent, MoveReason};
+use warren_proto::onion::relay::{Duties, Neighbours, Relay, RelayEvent};
+use warren_proto::selection::{Constraints, Explanation, GuardState};
+use warren_types::api::{ConnectRequest, Event};
+use warren_types::{NodeId, Role, Suite};
+
+use super::Daemon;
+use super::mesh::Mesh;
+use crate::host::ExitPlan;
+use crate::random::OsRandom;
+
+/// What this node has to do with onion paths.
+pub(super) struct Onion {
+    tables: Arc<Tables>,
+    relay: Relay,
+    client: Client,
+    request: Option<ConnectRequest>,
+    constraints: Constraints,
+    guards: GuardState,
+    explanation: Option<Explanation>,
+    problem: Option<String>,
+    ipv6: bool,
+    /// The names on each circuit, for what is told after it is gone.
+    names: HashMap<u64, Vec<String>>,
+    /// Exits and relays that failed lately, and when.
+    failures: HashMap<NodeId, Instant>,
+    exit_plan: Option<ExitPlan>,
+    proving: Option<proof::Proving>,
+}
+
+impl std::fmt::Debug for Onion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Onion({:?}, {:?})", self.relay, self.client)
+    }
+}
+
+impl Onion {
+    pub(super) fn new(suite: Suite, tables: Arc<Tables>) -> Self {
+        let onion = tables.onion.clone();
+        Self {
+            tables,
+            relay: Relay::new(suite, onion.clone()),
+            client: Client::new(suite, onion),
+            request: None,
+            constraints: Constraints::default(),
+            guards: GuardState::default(),
+            explanation: None,
+            problem: None,
+            ipv6: false,
+            names: HashMap::new(),
+            failures: HashMap::new(),
+            exit_plan: None,
+            proving: None,
+        }
+    }
+
+    fn routes(&self) -> Arc<Routes> {
+        self.tables.routes.load_full()
+    }
+}
+
+/// Who is around, as circuits ask.
+struct Around<'a> {
+    routes: Arc<Routes>,
+    mesh: &'a Mesh,
+}
+
+impl Neighbours for Around<'_> {
+    fn by_suffix(&self, node: &NodeSuffix) -> Option<Arc<PeerLink>> {
+        self.routes.node(node).cloned()
+    }
+
+    fn has_role(&self, peer: &PeerLink) -> bool {
+        let id = self.mesh.node_of(&peer.key());
+        id.and_then(|id| self.mesh.view(id)).is_some_and(|view| view.onion().is_some())
+    }
+}
+
+impl Daemon {
+    /// Microseconds on the clock shared with the workers.
+    fn now_us(&self) -> u64 {
+        self.epoch.elapsed().as_micros() as u64
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.now_us() / 1000 + 1
+    }
+
+    fn around(&self) -> Around<'_> {
+        Around { routes: self.onion.routes(), mesh: &self.mesh }
+    }
+
+    /// A circuit begins or ends.
+    pub(super) fn onion_cell(&mut self, peer: &Arc<PeerLink>, cell: &[u8]) {
+        let (now_us, now_ms) = (self.now_us(), self.now_ms());
+        let around = Around { routes: self.onion.routes(), mesh: &self.mesh };
+        let rng = &mut OsRandom;
+        if !self.onion.relay.handle_cell(peer, cell, &around, now_ms, rng) {
+            self.onion.client.handle_cell(peer, cell, now_us, rng);
+        }
+        self.flush_onion();
+    }
+
+    /// What a client says to us as a hop.
+    pub(super) fn onion_request(&mut self, circuit: &Arc<HopCircuit>, text: &[u8]) {
+        let now_ms = self.now_ms();
+        let around = Around { routes: self.onion.routes(), mesh: &self.mesh };
+        self.onion.relay.handle_request(circuit, text, &around, now_ms, &mut OsRandom);
+        self.flush_onion();
+    }
+
+    /// What a hop of ours says.
+    pub(super) fn onion_answer(&mut self, circuit: &Arc<ClientCircuit>, hop: usize, text: &[u8]) {
+        let now_us = self.now_us();
+        self.onion.client.handle_answer(circuit, hop, text, now_us, &mut OsRandom);
+        self.flush_onion();
+    }
+
+    /// When circuits want to be looked at.
+    pub(super) fn onion_due(&self) -> Option<Instant> {
+        let relay = self.onion.relay.poll_timeout().map(|ms| ms * 1000);
+        let due = [relay, self.onion.client.poll_timeout()].into_iter().flatten().min();
+        let due = due.map(|us| self.epoch + Duration::from_micros(us));
+        let proof = self.onion.proving.as_ref().map(|proving| proving.until);
+        [due, proof].into_iter().flatten().min()
+    }
+
+    /// They are due.
+    pub(super) fn tick_onion(&mut self) {
+        let (now_us, now_ms) = (self.now_us(), self.now_ms());
+        self.onion.relay.handle_timeout(now_ms);
+        let around = Around { routes: self.onion.routes(), mesh: &self.mesh };
+        self.onion.client.handle_timeout(&around, now_us, &mut OsRandom);
+        self.finish_proof(false);
+        self.flush_onion();
+    }
+
+    /// Sends and tells what circuits want sent and told.
+    pub(super) fn flush_onion(&mut self) {
+        loop {
+            while let Some((peer, cell)) = self.onion.relay.poll_transmit() {
+                self.send_cell(&peer, cell);
+            }
+            while let Some((peer, cell)) = self.onion.client.poll_transmit() {
+                self.send_cell(&peer, cell);
+            }
+            if let Some(event) = self.onion.relay.poll_event() {
+                self.relay_event(event);
+            } else if let Some(event) = self.onion.client.poll_event() {
+                self.client_event(event);
+            } else {
+                break;
+            }
+        }
+    }
+
+    fn send_cell(&mut self, peer: &Arc<PeerLink>, cell: Vec<u8>) {
+        if peer.send.load().is_none() {
+            self.dial(&peer.key());
+        }
+        self.engine.handle_staged(peer, [cell], self.now(), &mut OsRandom);
+    }
+
+    fn relay_event(&mut self, event: RelayEvent) {
+        match event {
+            RelayEvent::Prove { circuit, nonce } => self.sign_proof(&circuit, nonce),
+            RelayEvent::SessionBegan(lease) => tracing::debug!(lease = lease.index(), "session"),
+            RelayEvent::SessionEnded(lease) => {
+                tracing::debug!(lease = lease.index(), "session ended");
+            }
+        }
+    }
+
+    fn client_event(&mut self, event: ClientEvent) {
+        match event {
+            ClientEvent::NeedPath { purpose, exit, avoid } => {
+                self.choose_path(purpose, exit, &avoid);
+            }
+            ClientEvent::Connected { serial, ipv6 } => {
+                self.onion.ipv6 = ipv6;
+                self.onion.problem = None;
+                let path = self.circuit_names(serial);
+                tracing::info!(hops = path.len(), "onion path is up");
+                self.events.publish(Event::OnionConnected { path });
+            }
+            ClientEvent::Moved { from, to, reason, silent_ms } => {
+                self.onion.problem = None;
+                let (from, to) = (self.circuit_names(from), self.circuit_names(to));
+                let reason = move_reason(reason).to_owned();
+                self.events.publish(Event::OnionMoved { from, to, reason, silent_ms });
+            }
+            ClientEvent::Interrupted => {
+                let reason = "the last circuit is gone; another is being built".to_owned();
+                self.events.publish(Event::OnionInterrupted { reason });
+            }
+            ClientEvent::ExitLost { exit } => {
+                let exit = self.suffix_name(&exit);
+                self.events.publish(Event::OnionExitLost { exit });
+            }
+            ClientEvent::Failed { node, reason, was_up, .. } => {
+                if let Some(id) = self.suffix_node(&node) {
+                    self.onion.failures.insert(id, Instant::now());
+                }
+                let name = self.suffix_name(&node);
+                let reason = reason.label().to_owned();
+                tracing::debug!(%reason, was_up, "a circuit failed");
+                self.events.publish(Event::OnionHopFailed { name, reason, was_up });
+            }
+            ClientEvent::Proof { serial, hop, time, next, signature } => {
+                self.take_proof(serial, hop, time, next, &signature);
+            }
+        }
+    }
+
+    /// The member that relay frames and circuits name so.
+    fn suffix_node(&self, node: &NodeSuffix) -> Option<NodeId> {
+        let own = self.onion.routes().own_suffix()?;
+        if own == *node {
+            return Some(self.id);
+        }
+        let link = self.onion.routes().node(node)?.clone();
+        self.mesh.node_of(&link.key())
+    }
+
+    fn suffix_name(&self, node: &NodeSuffix) -> String {
+        self.suffix_node(node)
+            .and_then(|id| self.mesh.view(id))
+            .map_or_else(|| "a node that left".to_owned(), |view| view.name.to_string())
+    }
+
+    fn suffix_of(&self, id: NodeId) -> Option<NodeSuffix> {
+        self.mesh.place(id).map(|place: Ipv6Addr| suffix(place))
+    }
+
+    /// The names on a circuit, also after it is gone.
+    fn circuit_names(&mut self, serial: u64) -> Vec<String> {
+        let views = self.onion.client.circuits(self.now_us());
+        for view in &views {
+            if !self.onion.names.contains_key(&view.serial) {
+                let names = view.hops.iter().map(|hop| self.suffix_name(&hop.node)).collect();
+                self.onion.names.insert(view.serial, names);
+            }
+        }
+        let oldest = views.iter().map(|view| view.serial).min().unwrap_or(serial);
+        let names = self.onion.names.get(&serial).cloned().unwrap_or_default();
+        self.onion.names.retain(|known, _| *known + 16 >= oldest.min(serial));
+        names
+    }
+
+    /// Puts into force what the operator wants this node to do for others.
+    pub(super) fn apply_duties(&mut self) {
+        let report = self.roles_report();
+        let roles = report.settings.roles;
+        let exit = roles.has(Role::Exit) && self.keep_exit(true);
+        if !roles.has(Role::Exit) {
+            self.keep_exit(false);
+        }
+        let duties = Duties {
+            entry: roles.has(Role::Entry),
+            relay: roles.has(Role::Relay),
+            exit,
+            draining: report.draining,
+            ipv6: exit && connect::has_ipv6_route(&self.interface),
+        };
+        let keys = self
+            .onion_keys()
+            .map(|pair| StaticKey::from_bytes(pair.secret.expose()))
+            .collect();
+        self.onion.relay.set_keys(keys);
+        let now_ms = self.now_ms();
+        self.onion.relay.set_duties(duties, now_ms);
+        self.flush_onion();
+    }
+
+    /// Circuits and sessions end with us.
+    pub(super) fn end_onion(&mut self) {
+        let (now_us, now_ms) = (self.now_us(), self.now_ms());
+        self.onion.client.disconnect(now_us);
+        self.onion.relay.shut_down(now_ms);
+        while let Some((peer, cell)) = self.onion.client.poll_transmit() {
+            self.send_cell(&peer, cell);
+        }
+        while let Some((peer, cell)) = self.onion.relay.poll_transmit() {
+            self.send_cell(&peer, cell);
+        }
+    }
+}
+
+fn move_reason(reason: MoveReason) -> &'static str {
+    match reason {
+        MoveReason::Silent => "nothing came back",
+        MoveReason::Ended => "a node ended the circuit",
+        MoveReason::Slower => "the other circuit is faster",
+        MoveReason::Lossy => "it lost packets",
+        MoveReason::Rotation => "planned rotation",
+        MoveReason::Draining => "a node is being drained",
+    }
+}

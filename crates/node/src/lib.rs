@@ -13,6 +13,7 @@ pub mod dns;
 pub mod fault;
 pub mod keys;
 pub mod lan;
+pub mod onion_candidates;
 pub mod onion_keys;
 pub mod portmap;
 pub mod random;

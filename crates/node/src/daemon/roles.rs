@@ -73,6 +73,9 @@ impl OnionRoles {
         }
         let mut roles = Self { stored, keys: store.onion_keys()?, since: now };
         roles.renew_keys(store, now)?;
+        for warning in warnings(&roles.stored.settings) {
+            tracing::warn!("{warning}");
+        }
         Ok(roles)
     }
 

@@ -114,6 +114,11 @@ impl OnionRoles {
         }))
     }
 
+    /// What is in force.
+    pub(super) fn settings(&self) -> &RoleSettings {
+        &self.stored.settings
+    }
+
     fn report(&self, now: u64) -> RolesReport {
         RolesReport {
             settings: self.stored.settings.clone(),

@@ -247,6 +247,12 @@ impl SignedDescriptor {
         self.parse().map(|body| (body.node, body.sequence, body.expires))
     }
 
+    /// True when `owner` signed it. Nothing else is checked: not the owner's
+    /// membership, nor the time.
+    pub fn is_signed_by(&self, owner: NodeId) -> bool {
+        identity::verify(owner, LABEL, &self.body, &self.signature)
+    }
+
     /// The bytes that travel: a CBOR array of body, signature and MAC.
     pub fn to_bytes(&self) -> Vec<u8> {
         cbor::to_vec(self)

@@ -25,6 +25,9 @@ fn section() -> OnionSection {
     }
 }
 
+/// The section above as in docs/protocol.md.
+const SECTION: &str = "a80005018262646563667261026b6578616d706c652e6f7267031a1dcd65000482f4838400824400000000001819181984058250260647000000000000000000000000001820183518358403f6011903ff05f5068283582003030303030303030303030303030303030303030303030303030303030303031a6b4880801a6b49d20983582004040404040404040404040404040404040404040404040404040404040404041a6b49d2001a6b4c7500071a6b49d1fb";
+
 fn plain() -> OnionSection {
     OnionSection {
         roles: Roles::NONE.with(Role::Relay),
@@ -48,6 +51,8 @@ fn sections_go_round() {
         assert_eq!(round(&section), section);
         assert_eq!(section.check(NOW), Ok(()));
     }
+    let hex: String = cbor::to_vec(&section()).iter().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(hex, SECTION);
     // {0: 2, 6: [], 7: 0}
     assert_eq!(cbor::to_vec(&plain()), [0xa3, 0, 2, 6, 0x80, 7, 0]);
 }

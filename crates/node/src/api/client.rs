@@ -10,10 +10,12 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
+use warren_proto::selection::Explanation;
 use warren_types::NodeName;
 use warren_types::api::{
-    AddClientReply, AddClientRequest, CaReply, CaRequest, ClientEntry, ErrorReply, EventRecord,
-    InviteReply, InviteRequest, KeyKind, LeaveRequest, PathReport, RevokeRequest, RoleChange,
+    AddClientReply, AddClientRequest, CaReply, CaRequest, ClientEntry, ConnectRequest,
+    ErrorReply, EventRecord,
+    InviteReply, InviteRequest, KeyKind, LeaveRequest, OnionReport, PathProof, PathReport, RevokeRequest, RoleChange,
     RolesReport, RotateRequest, RouteReply, RouteRequest, Status, SubnetRoute,
 };
 
@@ -150,6 +152,54 @@ impl Client {
     /// See [`Client::status`].
     pub async fn routes(&self) -> Result<Vec<SubnetRoute>, ClientError> {
         self.call(Method::GET, "/v1/routes", None::<&()>).await
+    }
+
+    /// How onion paths stand.
+    ///
+    /// # Errors
+    /// As [`Self::status`], like all below.
+    pub async fn onion(&self) -> Result<OnionReport, ClientError> {
+        self.call(Method::GET, "/v1/onion", None::<&()>).await
+    }
+
+    /// Begins a session through an exit.
+    ///
+    /// # Errors
+    /// As above; with the rule that leaves no path.
+    pub async fn connect(&self, request: &ConnectRequest) -> Result<OnionReport, ClientError> {
+        self.call(Method::POST, "/v1/onion/connect", Some(request)).await
+    }
+
+    /// Ends it.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn disconnect(&self) -> Result<(), ClientError> {
+        self.call(Method::POST, "/v1/onion/disconnect", None::<&()>).await
+    }
+
+    /// Takes other circuits.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn rotate_path(&self) -> Result<(), ClientError> {
+        self.call(Method::POST, "/v1/onion/rotate", None::<&()>).await
+    }
+
+    /// Has all hops prove that they carry the path.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn prove_path(&self) -> Result<PathProof, ClientError> {
+        self.call(Method::POST, "/v1/onion/verify", None::<&()>).await
+    }
+
+    /// Everything that went into the choice of the path.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn explain_onion(&self) -> Result<Explanation, ClientError> {
+        self.call(Method::GET, "/v1/onion/explain", None::<&()>).await
     }
 
     /// What the daemon's node does for onion paths.

@@ -9,6 +9,7 @@
 //! Deliberately not here: protocol rules (`warren-proto`, `warren-control`).
 
 mod authority;
+mod candidates;
 mod clients;
 mod explain;
 mod launch;

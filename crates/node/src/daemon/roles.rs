@@ -73,6 +73,9 @@ impl OnionRoles {
         }
         let mut roles = Self { stored, keys: store.onion_keys()?, since: now };
         roles.renew_keys(store, now)?;
+        for warning in warnings(&roles.stored.settings) {
+            tracing::warn!("{warning}");
+        }
         Ok(roles)
     }
 
@@ -109,6 +112,11 @@ impl OnionRoles {
             keys: self.keys.records(),
             since: self.since,
         }))
+    }
+
+    /// What is in force.
+    pub(super) fn settings(&self) -> &RoleSettings {
+        &self.stored.settings
     }
 
     fn report(&self, now: u64) -> RolesReport {

@@ -30,6 +30,9 @@ const PINNED: usize = 3;
 const KEEP_S: (u64, u64) = (60 * 86_400, 120 * 86_400);
 /// A guard that cannot be used for this long is replaced, seconds.
 const GIVE_UP_S: u64 = 7 * 86_400;
+/// And one that is no member any more for this long: it left or was revoked,
+/// while a directory that is being filled has everybody much sooner.
+const FORGET_S: u64 = 3600;
 
 /// One pinned entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,28 +82,32 @@ impl GuardState {
         now: u64,
         rng: &mut impl CryptoRng,
     ) -> bool {
+        if candidates.is_empty() {
+            // A directory that is not loaded yet says nothing about guards.
+            return false;
+        }
         let before = self.clone();
         let constraints = Constraints::default();
         let known: BTreeMap<NodeId, usize> =
             candidates.iter().enumerate().map(|(at, node)| (node.id, at)).collect();
         let judged = |at: usize| judge(&candidates[at], Position::Entry, own, &constraints, None);
         self.guards.retain_mut(|guard| {
-            let Some(at) = known.get(&guard.id) else { return false };
-            let refusals = judged(*at);
-            // For good, or by its own will: nobody else can cause these.
-            let gone = refusals.iter().any(|rule| {
-                matches!(
-                    rule,
-                    Rule::Own | Rule::NoRole | Rule::OwnFamily | Rule::OwnAddress | Rule::Draining
-                )
-            });
-            guard.down_since = match refusals.is_empty() {
-                true => None,
-                false => guard.down_since.or(Some(now)),
+            let refusals = known.get(&guard.id).map(|at| judged(*at));
+            guard.down_since = match refusals {
+                Some(refusals) if refusals.is_empty() => None,
+                _ => guard.down_since.or(Some(now)),
             };
-            let lost = guard.down_since.is_some_and(|at| now.saturating_sub(at) >= GIVE_UP_S);
+            let down_s = guard.down_since.map_or(0, |at| now.saturating_sub(at));
+            let lost = match refusals {
+                // For good, and nobody else can cause it.
+                Some(refusals) => {
+                    let never = [Rule::Own, Rule::NoRole, Rule::OwnFamily];
+                    refusals.iter().any(|rule| never.contains(&rule)) || down_s >= GIVE_UP_S
+                }
+                None => down_s >= FORGET_S,
+            };
             // A clock that was set back must not keep a guard for ever.
-            !gone && !lost && now < guard.until && guard.since <= now.saturating_add(KEEP_S.0)
+            !lost && now < guard.until && guard.since <= now.saturating_add(KEEP_S.0)
         });
         if self.guards.len() < PINNED {
             let usable: Vec<usize> =

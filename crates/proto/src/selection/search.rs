@@ -14,6 +14,10 @@ use super::pool::Pool;
 
 /// Chances that a path is put together by before everything is looked at.
 const ATTEMPTS: usize = 16;
+/// Steps of a search through everything before it is given up: far more than
+/// any network of 5,000 nodes was found to need, but a file that somebody made
+/// up must not keep whoever checks it busy for ever.
+const STEPS: u32 = 4_000_000;
 
 /// What a node may not share with another of its path. Groups with one member
 /// are left out: nobody can share them.
@@ -162,7 +166,7 @@ pub(super) fn by_chance(
     None
 }
 
-/// A path if there is any.
+/// A path if there is any, as far as [`STEPS`] go.
 pub(super) fn exhaustively(
     positions: &Positions,
     hops: u8,
@@ -171,15 +175,23 @@ pub(super) fn exhaustively(
     let order: Vec<Vec<usize>> =
         positions.order(hops).into_iter().map(|pool| conflicts.few(pool.members())).collect();
     let mut found = Vec::with_capacity(order.len());
-    deeper(&order, conflicts, &mut found).then(|| in_path_order(&found))
+    let mut steps = STEPS;
+    deeper(&order, conflicts, &mut found, &mut steps).then(|| in_path_order(&found))
 }
 
-fn deeper(order: &[Vec<usize>], conflicts: &Conflicts, found: &mut Vec<usize>) -> bool {
+fn deeper(
+    order: &[Vec<usize>],
+    conflicts: &Conflicts,
+    found: &mut Vec<usize>,
+    steps: &mut u32,
+) -> bool {
     let Some(pool) = order.get(found.len()) else { return true };
     for node in pool {
+        let Some(left) = steps.checked_sub(1) else { return false };
+        *steps = left;
         if conflicts.fits_all(*node, found) {
             found.push(*node);
-            if deeper(order, conflicts, found) {
+            if deeper(order, conflicts, found, steps) {
                 return true;
             }
             found.pop();

@@ -6,7 +6,6 @@ use crate::{Bandwidth, City, Country, ExitPolicy, Family, OnionKey, Place, Roles
 
 /// What an operator decides about a node's part in onion paths.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct RoleSettings {
     /// What it does; none by default.
     #[serde(default)]

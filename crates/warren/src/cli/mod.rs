@@ -7,9 +7,11 @@ mod events;
 mod keys;
 mod kill_switch;
 mod network;
+mod onion;
 mod path;
 mod private;
 mod qr;
+mod roles;
 mod route;
 mod service_unit;
 mod status;
@@ -67,6 +69,10 @@ enum Command {
         #[command(flatten)]
         state: State,
     },
+    /// Send this machine's traffic through hops of the network to an exit.
+    Connect(Box<onion::Connect>),
+    /// End that; traffic leaves as before, and the kill switch is lifted.
+    Disconnect(State),
     /// Stop the daemon; its identity and network stay.
     Down(State),
     /// Leave the network and remove everything this node made.
@@ -106,12 +112,17 @@ enum Command {
         #[command(flatten)]
         state: State,
     },
-    /// How this node reaches others.
+    /// The onion path, and how this node reaches others.
     #[command(subcommand)]
     Path(path::PathCommand),
     /// Networks behind nodes: offer, approve and list them.
     #[command(subcommand)]
     Route(route::RouteCommand),
+    /// What this node does for onion paths: entry, relay, exit.
+    #[command(subcommand)]
+    Roles(roles::RolesCommand),
+    /// Take no new sessions of onion paths; those that are there go on.
+    Drain(roles::Drain),
     /// Let stock WireGuard clients in through this node.
     #[command(subcommand)]
     Wg(clients::WgCommand),
@@ -209,6 +220,8 @@ pub(crate) struct Flags {
     /// Where others reach this node; can be repeated [default: its own addresses].
     #[arg(long, value_name = "HOST:PORT")]
     endpoint: Vec<Endpoint>,
+    #[command(flatten)]
+    roles: roles::RoleFlags,
     /// Pairs of data-path threads, 1 to 64 [default: by the number of cores].
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
@@ -241,6 +254,7 @@ impl Flags {
             suite: self.suite,
             endpoints: self.endpoint,
             workers: self.workers,
+            roles: self.roles.into(),
             no_dns: self.no_dns,
             no_lan_discovery: self.no_lan_discovery,
             no_port_mapping: self.no_port_mapping,
@@ -297,8 +311,12 @@ pub(crate) fn run(cli: Cli) -> Result<(), Fault> {
         Command::Rotate { what, state } => wait(ca::rotate(&state, what)),
         Command::Status { json, state } => wait(status::show(&state, json)),
         Command::Events { follow, json, state } => wait(events::show(&state, follow, json)),
+        Command::Connect(command) => wait(onion::connect(*command)),
+        Command::Disconnect(state) => wait(onion::disconnect(&state)),
         Command::Path(command) => wait(path::run(command)),
         Command::Route(command) => wait(route::run(command)),
+        Command::Roles(command) => wait(roles::run(command)),
+        Command::Drain(drain) => wait(roles::drain(drain)),
         Command::Wg(command) => wait(clients::run(command)),
         Command::KillSwitch(command) => wait(kill_switch::run(command)),
         Command::HostHelper(state) => kill_switch::help_daemon(&state),
@@ -377,6 +395,13 @@ mod tests {
             "route approve gpu-2 192.168.7.0/24",
             "route deny gpu-2 192.168.7.0/24",
             "route list --json",
+            "up --roles entry,relay,exit --region de --city fra --bandwidth 500mbit",
+            "join warren1abc --roles exit --region nl --exit-policy exit.rules --family example.org",
+            "roles show --json",
+            "roles set --roles relay --bandwidth none",
+            "roles set --roles none",
+            "drain",
+            "drain --off",
             "wg add-client phone --endpoint vpn.example.org:9277",
             "wg list",
             "wg remove phone",
@@ -438,6 +463,12 @@ mod tests {
             ("up --suite rot13", "aes256gcm or chacha20poly1305"),
             ("up --listen nowhere", "ADDR:PORT"),
             ("up --interface a/b", "1 to 15"),
+            ("up --roles guard", "entry, relay and exit"),
+            ("up --region zz", "known are ad ae"),
+            ("up --region Germany", "did you mean `de`"),
+            ("up --bandwidth 5", "500mbit"),
+            ("roles set", "--roles"),
+            ("roles set --region zz", "known are"),
             ("invite --expires 15", "s, m, h or d"),
             ("invite --expires 0s", "1s to 365d"),
             ("invite --uses 0", "1..=10000"),

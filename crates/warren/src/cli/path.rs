@@ -2,31 +2,70 @@
 //! are, and why those are not taken.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 
 use clap::Subcommand;
 use warren_node::fault::Fault;
 use warren_types::NodeName;
 use warren_types::api::{NatReport, PathEntry, PathReport, RouteEntry};
 
-use super::{State, out, story};
+use super::{State, onion, out, story};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PathCommand {
-    /// Show the path to a node, the alternatives, and why they were not chosen.
-    Explain {
-        /// The node.
-        node: NodeName,
+    /// Show the onion path: its hops, how each does, and what stands by.
+    Show {
         /// JSON with stable keys.
         #[arg(long)]
         json: bool,
         #[command(flatten)]
         state: State,
     },
+    /// Say why a path was chosen: the onion path, or the one to a node.
+    Explain {
+        /// The node; without one, the onion path.
+        node: Option<NodeName>,
+        /// JSON with stable keys; for the onion path with every input.
+        #[arg(long)]
+        json: bool,
+        /// Make the choice of an onion path again from such JSON.
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["node", "json"])]
+        recompute: Option<PathBuf>,
+        #[command(flatten)]
+        state: State,
+    },
+    /// Have every hop sign that it carries the path, and check it; or check a
+    /// proof that was exported.
+    Verify {
+        /// An exported proof.
+        file: Option<PathBuf>,
+        /// Write the proof there.
+        #[arg(long, value_name = "FILE", conflicts_with = "file")]
+        export: Option<PathBuf>,
+        /// The proof as JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        state: State,
+    },
+    /// Take another path; connections move to it.
+    Rotate(State),
 }
 
 /// Runs it.
 pub(super) async fn run(command: PathCommand) -> Result<(), Fault> {
-    let PathCommand::Explain { node, json, state } = command;
+    let (node, json, state) = match command {
+        PathCommand::Show { json, state } => return onion::show(&state, json).await,
+        PathCommand::Verify { file, export, json, state } => {
+            return onion::verify(&state, file.as_ref(), export.as_ref(), json).await;
+        }
+        PathCommand::Rotate(state) => return onion::rotate(&state).await,
+        PathCommand::Explain { recompute: Some(file), .. } => return onion::recompute(&file),
+        PathCommand::Explain { node: None, json, state, .. } => {
+            return onion::explain(&state, json).await;
+        }
+        PathCommand::Explain { node: Some(node), json, state, .. } => (node, json, state),
+    };
     let report = state.client().explain_path(&node).await?;
     if json {
         let text = serde_json::to_string_pretty(&report).map_err(|e| Fault::internal(&e))?;

@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use warren_node::fault::Fault;
 use warren_types::api::{
-    NamesState, NamesStatus, PeerKind, PeerStatus, PortMappingState, PortMappingStatus, Status,
+    NamesState, NamesStatus, PeerKind, PeerRoles, PeerStatus, PortMappingState, PortMappingStatus,
+    RolesReport, Status,
 };
 
 use super::{State, out, story};
@@ -40,6 +41,9 @@ fn render(status: &Status) -> String {
     if let Some(reason) = &status.lan.reason {
         row("LAN", format!("no discovery: {reason}"));
     }
+    if !node.onion.settings.roles.is_empty() {
+        row("roles", roles(&node.onion));
+    }
     row("uptime", span(node.uptime_s));
     if node.relayed_bytes > 0 {
         row("relayed", format!("{} between other members", bytes(node.relayed_bytes)));
@@ -59,6 +63,12 @@ fn render(status: &Status) -> String {
         text.push_str(&table(&status.peers));
     }
     text
+}
+
+fn roles(onion: &RolesReport) -> String {
+    let place = onion.settings.place.as_ref().map(|place| format!(" in {place}"));
+    let draining = if onion.draining { ", draining" } else { "" };
+    format!("{}{}{draining}", onion.settings.roles, place.unwrap_or_default())
 }
 
 fn names(names: &NamesStatus) -> String {
@@ -91,8 +101,18 @@ fn admission(status: &Status) -> String {
 }
 
 fn table(peers: &[PeerStatus]) -> String {
-    const HEAD: [&str; 9] =
-        ["PEER", "ADDRESS", "PATH", "RTT", "LOSS", "HANDSHAKE", "RECEIVED", "SENT", "ENDPOINT"];
+    const HEAD: [&str; 10] = [
+        "PEER",
+        "ADDRESS",
+        "PATH",
+        "RTT",
+        "LOSS",
+        "HANDSHAKE",
+        "RECEIVED",
+        "SENT",
+        "ROLES",
+        "ENDPOINT",
+    ];
     let none = || "-".to_owned();
     let mut rows = vec![HEAD.map(str::to_owned)];
     for p in peers {
@@ -109,10 +129,11 @@ fn table(peers: &[PeerStatus]) -> String {
             p.handshake_age_s.map_or_else(none, |s| format!("{} ago", span(s))),
             bytes(p.rx_bytes),
             bytes(p.tx_bytes),
+            p.onion.as_ref().map_or_else(none, peer_roles),
             p.endpoint.map_or_else(none, |e| story::plain(e).to_string()),
         ]);
     }
-    let widths: [usize; 9] = std::array::from_fn(|column| {
+    let widths: [usize; 10] = std::array::from_fn(|column| {
         rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0)
     });
     let mut text = String::new();
@@ -124,6 +145,13 @@ fn table(peers: &[PeerStatus]) -> String {
         let _ = writeln!(text, "{}", line.trim_end());
     }
     text
+}
+
+/// `exit@de`, with a mark when it takes no new sessions.
+fn peer_roles(onion: &PeerRoles) -> String {
+    let place = onion.place.as_ref().map(|place| format!("@{place}")).unwrap_or_default();
+    let draining = if onion.draining { "!" } else { "" };
+    format!("{}{place}{draining}", onion.roles)
 }
 
 /// Seconds in the largest unit that keeps at least one.
@@ -169,6 +197,15 @@ mod tests {
                 version: "0.1.0".into(),
                 certificate_expires_s: Some(90 * 86_400),
                 relayed_bytes: 3_000_000,
+                onion: RolesReport {
+                    settings: warren_types::api::RoleSettings {
+                        roles: "entry,relay".parse().unwrap(),
+                        place: Some("nl-ams".parse().unwrap()),
+                        ..Default::default()
+                    },
+                    draining: true,
+                    ..Default::default()
+                },
             },
             network: NetworkStatus {
                 name: "lab".into(),
@@ -194,6 +231,14 @@ mod tests {
                 tx_bytes: 999,
                 suite: Suite::Aes256Gcm,
                 post_quantum: true,
+                onion: Some(PeerRoles {
+                    roles: "exit".parse().unwrap(),
+                    place: Some("de-fra".parse().unwrap()),
+                    family: None,
+                    bandwidth: None,
+                    draining: false,
+                    uptime_s: 60,
+                }),
             }],
             drops: [("replay".to_owned(), 3)].into(),
             warnings: vec!["no endpoint is reachable".into()],
@@ -229,6 +274,8 @@ mod tests {
             "1.5 MB",
             "999 B",
             "192.0.2.2:9277",
+            "entry,relay in nl-ams, draining",
+            "exit@de-fra",
             "NODE.lab.warren: `dig @100.64.0.1",
             "forwards 203.0.113.9:9277 to this node (NAT-PMP)",
         ] {
@@ -257,6 +304,10 @@ mod tests {
             assert!(!value["peers"][0][key].is_null(), "peers[].{key}");
         }
         assert_eq!(value["peers"][0]["suite"], "aes256gcm");
+        assert_eq!(value["peers"][0]["onion"]["roles"][0], "exit");
+        assert_eq!(value["peers"][0]["onion"]["place"]["country"], "de");
+        assert_eq!(value["node"]["onion"]["roles"][1], "relay");
+        assert_eq!(value["node"]["onion"]["draining"], true);
     }
 
     #[test]

@@ -113,7 +113,12 @@ pub(super) fn line(event: &Event) -> String {
         Event::KeyRotated { name, what } => format!("{name} has a new {what}"),
         Event::AuthorityChanged { name, change } => format!("{name} {change}"),
         Event::PeerRemoved { name, reason } => format!("{name} is gone: {reason}"),
-        Event::RolesChanged { roles, draining: false } => format!("this node's roles: {roles}"),
+        Event::RolesChanged { roles, draining: false } => {
+            format!("this node's roles in onion paths: {roles}")
+        }
+        Event::RolesChanged { roles, draining: true } => {
+            format!("this node's roles in onion paths: {roles}, draining")
+        }
         Event::OnionConnected { path } => {
             format!("connected through {}", path.join(" > "))
         }

@@ -23,6 +23,7 @@ mod names;
 mod nat;
 mod network;
 mod relay;
+mod roles;
 mod rotation;
 mod router;
 mod stock;
@@ -78,6 +79,8 @@ const SCENARIOS: &[Scenario] = &[
         "a_relay_learns_nothing_of_what_it_passes_on",
         relay::a_relay_learns_nothing_of_what_it_passes_on,
     ),
+    ("roles_are_known_to_all_and_kept", roles::roles_are_known_to_all_and_kept),
+    ("bad_roles_are_refused_with_the_remedy", roles::bad_roles_are_refused),
     ("garbage_does_not_hurt_honest_peers", attacks::garbage_does_not_hurt_honest_peers),
     ("forged_initiations_do_not_hurt_honest_peers", attacks::forged_initiations),
     ("names_resolve_on_every_node_and_go_with_it", names::names_resolve_and_go),

@@ -116,17 +116,26 @@ fn knocking_guards_out_does_not_make_us_take_others_for_a_week() {
 }
 
 #[test]
-fn a_guard_that_leaves_or_drains_is_replaced_at_once() {
+fn a_guard_that_leaves_is_replaced_after_an_hour_and_one_that_drains_is_not() {
     let mut rng = TestRng::new(5);
     let mut world = World::new(nodes(20));
     let mut state = pinned(&world, &mut rng);
     let before = ids(&state);
+    assert!(!state.maintain(&world.own, &[], NOW + 9 * DAY, &mut rng), "nothing is known yet");
     world.candidates.retain(|node| node.id != before[0]);
     world.candidates.iter_mut().find(|n| n.id == before[1]).unwrap().draining = true;
-    assert!(state.maintain(&world.own, &world.candidates, NOW, &mut rng));
-    assert_eq!(ids(&state)[0], before[2]);
-    assert_eq!(state.guards().len(), 3);
-    assert!(!state.holds(before[0]) && !state.holds(before[1]));
+    state.maintain(&world.own, &world.candidates, NOW, &mut rng);
+    state.maintain(&world.own, &world.candidates, NOW + 3599, &mut rng);
+    assert_eq!(ids(&state), before);
+    world.guards = Some(state.clone());
+    assert_eq!(world.choose(1).unwrap().hops[0].id, before[2], "the reserve serves");
+    assert!(state.maintain(&world.own, &world.candidates, NOW + 3600, &mut rng));
+    assert_eq!(ids(&state)[..2], before[1..]);
+    assert!(!state.holds(before[0]) && state.guards().len() == 3);
+    // Who gives up the role is none at once.
+    world.candidates.iter_mut().find(|n| n.id == before[2]).unwrap().roles = Roles::NONE;
+    assert!(state.maintain(&world.own, &world.candidates, NOW + 3601, &mut rng));
+    assert!(!state.holds(before[2]));
 }
 
 #[test]

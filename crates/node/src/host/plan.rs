@@ -27,9 +27,9 @@ pub const RESOLVER_V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0x6172, 0x7265, 0x6e00, 
 /// Largest packet inside an onion path, bytes.
 pub const INNER_MTU: u32 = 1280;
 
-/// Sources of sessions at an exit (RFC 2544 sets 198.18.0.0/15 aside for
-/// benchmarks, so it is nobody's address).
-pub const LEASES_V4: &str = "198.18.0.0/15";
+/// Sources of sessions at an exit (class E of RFC 1112: no network has such
+/// addresses, and Linux forwards them like others).
+pub const LEASES_V4: &str = "240.0.0.0/16";
 /// The same for IPv6.
 pub const LEASES_V6: &str = "fd77:6172:7265:6e01::/64";
 
@@ -37,7 +37,7 @@ pub const LEASES_V6: &str = "fd77:6172:7265:6e01::/64";
 #[must_use]
 pub fn leases(family: Family) -> IpNet {
     let (address, length) = match family {
-        Family::V4 => (IpAddr::from([198, 18, 0, 0]), 15),
+        Family::V4 => (IpAddr::from([240, 0, 0, 0]), 16),
         Family::V6 => (IpAddr::from([0xfd77, 0x6172, 0x7265, 0x6e01, 0, 0, 0, 0]), 64),
     };
     IpNet::new(address, length).unwrap_or_default()

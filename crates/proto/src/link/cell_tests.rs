@@ -183,7 +183,7 @@ fn what_is_too_big_or_not_the_client_s_stays() {
     path.client.active.store(None);
     let io = path.row.transmit(0, Vnet::default(), &packet);
     assert_eq!((io.drops[0].0, io.sent.len()), (DropReason::NoCircuit, 0));
-    let unleased = incoming(false, "198.18.0.10".parse().unwrap(), b"nobody");
+    let unleased = incoming(false, "240.0.0.10".parse().unwrap(), b"nobody");
     assert_eq!(path.row.transmit(2, Vnet::default(), &unleased).drops[0].0, DropReason::NoRoute);
 }
 
@@ -194,7 +194,7 @@ fn inner_packets_with_other_addresses_are_refused_at_both_ends() {
     let udp = udp_packet(false, b"to a member");
     let ip = Ip::parse(&udp).unwrap();
     for (source, destination) in
-        [("192.0.0.2", "10.0.0.2"), ("198.51.100.1", "203.0.113.5"), ("192.0.0.2", "198.18.0.7")]
+        [("192.0.0.2", "10.0.0.2"), ("198.51.100.1", "203.0.113.5"), ("192.0.0.2", "240.0.0.7")]
     {
         let mut packet = udp.clone();
         replace(&ip, &mut packet, Side::Source, source.parse().unwrap(), false);

@@ -43,10 +43,10 @@ impl Lease {
         self.0
     }
 
-    /// In 198.18.0.0/16 (RFC 2544's range, which nobody routes).
+    /// In 240.0.0.0/16 (RFC 1112 class E, which no network has).
     pub fn v4(self) -> Ipv4Addr {
         let [a, b] = self.0.to_be_bytes();
-        Ipv4Addr::new(198, 18, a, b)
+        Ipv4Addr::new(240, 0, a, b)
     }
 
     /// In fd77:6172:7265:6e01::/64.
@@ -59,7 +59,7 @@ impl Lease {
     pub fn of(address: IpAddr) -> Option<Self> {
         match address {
             IpAddr::V4(v4) => match v4.octets() {
-                [198, 18, a, b] => Self::new(u16::from_be_bytes([a, b])),
+                [240, 0, a, b] => Self::new(u16::from_be_bytes([a, b])),
                 _ => None,
             },
             IpAddr::V6(v6) => match v6.segments() {
@@ -204,7 +204,7 @@ mod tests {
             assert_eq!(Lease::of(lease.v4().into()), Some(lease));
             assert_eq!(Lease::of(lease.v6().into()), Some(lease));
         }
-        for other in ["198.18.0.0", "198.18.255.255", "198.19.0.1", "10.0.0.1", "fd77::1"] {
+        for other in ["240.0.0.0", "240.0.255.255", "240.1.0.1", "10.0.0.1", "fd77::1"] {
             assert_eq!(Lease::of(other.parse().unwrap()), None, "{other}");
         }
         assert_eq!(Lease::of(CLIENT_V6.into()), None);

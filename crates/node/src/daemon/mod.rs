@@ -11,6 +11,7 @@
 mod authority;
 mod clients;
 mod explain;
+mod host;
 mod launch;
 mod membership;
 mod mesh;

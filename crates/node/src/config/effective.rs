@@ -74,6 +74,11 @@ impl Config {
                 }
             }
         }
+        let _ = writeln!(out, "\n[exit]");
+        match self.exit_resolver {
+            Some(address) => self.entry(&mut out, "resolver", "exit.resolver", quoted(address)),
+            None => self.optional(&mut out, "resolver", None::<&String>, "this machine's own"),
+        }
         let _ = writeln!(out, "\n[dangerous]");
         let kept = self.dangerous.keep_privileges;
         self.entry(&mut out, "keep_privileges", "dangerous.keep_privileges", kept);

@@ -15,6 +15,7 @@ mod roles;
 mod value;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
@@ -100,6 +101,11 @@ pub struct Config {
     pub log_level: LogLevel,
     /// `[auth]` and `[[peer]]`: how nodes prove who they are.
     pub auth: Auth,
+    /// `exit.resolver`: address of the DNS server that answers an exit's
+    /// clients, port 53; not one of this machine's loopback. Default: the first
+    /// of this machine's `resolv.conf` (behind systemd-resolved, of what that
+    /// asks).
+    pub exit_resolver: Option<IpAddr>,
     /// `[dangerous]`: options that weaken security.
     pub dangerous: Dangerous,
     sources: BTreeMap<&'static str, Source>,

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::str::FromStr;
@@ -156,6 +157,13 @@ impl Config {
 
         let roles = RoleConfig::parse(&file, &raw, flags.roles, &mut sources)?;
         let auth = parse_auth(&file, &raw, &mut sources)?;
+        let exit_resolver: Option<IpAddr> = pick!("exit.resolver", None, raw.exit.resolver);
+        if let (Some(address), Some(value)) = (exit_resolver, &raw.exit.resolver)
+            && address.is_loopback()
+        {
+            let reason = format!("{address} answers this machine only: name one others can ask");
+            return Err(file.refuse("exit.resolver", value.span().start, reason));
+        }
         let mut dangerous = Dangerous::default();
         if let Some(v) = &raw.dangerous.keep_privileges {
             sources.insert("dangerous.keep_privileges", Source::File(file.line(v.span().start)));
@@ -193,6 +201,7 @@ impl Config {
             log_format,
             log_level,
             auth,
+            exit_resolver,
             dangerous,
             sources,
         })

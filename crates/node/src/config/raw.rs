@@ -43,7 +43,16 @@ pub(super) struct RawConfig {
     #[serde(default)]
     pub peer: Vec<Spanned<RawPeer>>,
     #[serde(default)]
+    pub exit: RawExit,
+    #[serde(default)]
     pub dangerous: RawDangerous,
+}
+
+/// `[exit]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawExit {
+    pub resolver: Value<String>,
 }
 
 /// `[auth]`.

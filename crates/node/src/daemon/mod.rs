@@ -12,6 +12,7 @@ mod authority;
 mod candidates;
 mod clients;
 mod explain;
+mod host;
 mod launch;
 mod membership;
 mod mesh;

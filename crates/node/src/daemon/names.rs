@@ -11,9 +11,11 @@ use warren_control::directory::NodeView;
 use warren_types::NodeId;
 use warren_types::api::{NamesState, NamesStatus};
 
+use super::host::EXIT_RESOLVERS;
 use crate::config::Config;
 use crate::dns::resolved::{self, Arranged};
-use crate::dns::{self, Entry, SharedZone, Sockets, Zone};
+use crate::dns::{self, Entry, Forwarding, SharedZone, Sockets, Zone};
+use crate::host::ResolverPlan;
 use crate::store::{Member, StoredClient};
 
 /// Names as this node serves them.
@@ -23,6 +25,8 @@ pub(super) struct Names {
     entries: Vec<Entry>,
     zone: Option<SharedZone>,
     sockets: Option<Sockets>,
+    /// Where questions about others go while connected through an exit.
+    forwarding: Forwarding,
     status: NamesStatus,
 }
 
@@ -42,6 +46,7 @@ impl Names {
             entries: vec![(member.name.clone(), member.addresses.clone())],
             zone: None,
             sockets: None,
+            forwarding: Forwarding::default(),
             status: NamesStatus {
                 domain: format!("{}.warren", member.network.name),
                 servers: Vec::new(),
@@ -85,7 +90,7 @@ impl Names {
     /// Starts to answer.
     pub(super) fn serve(&mut self) {
         if let (Some(sockets), Some(zone)) = (self.sockets.take(), &self.zone) {
-            dns::serve(sockets, zone);
+            dns::serve(sockets, zone, &self.forwarding);
         }
     }
 
@@ -136,6 +141,26 @@ impl Names {
     pub(super) fn server(&self) -> Option<IpAddr> {
         let servers = &self.status.servers;
         servers.iter().find(|a| a.is_ipv4()).or(servers.first()).copied()
+    }
+
+    /// Whom the system shall ask while connected through an exit: us, if we
+    /// answer at all, so that members' names go on resolving; else the exit.
+    pub(super) fn resolver_plan(&self, interface: &str) -> ResolverPlan {
+        let served = self.zone.as_ref().map(|zone| zone.lock().domains());
+        let (servers, mesh) = match served {
+            Some(domains) => {
+                let own = self.status.servers.clone();
+                (own.clone(), Some((own, domains)))
+            }
+            None => (EXIT_RESOLVERS.to_vec(), None),
+        };
+        ResolverPlan { interface: interface.to_owned(), servers, mesh }
+    }
+
+    /// Passes this machine's questions about others on to the exit, or no
+    /// longer.
+    pub(super) fn forward(&self, on: bool) {
+        self.forwarding.set(if on { &EXIT_RESOLVERS } else { &[] });
     }
 
     pub(super) fn status(&self) -> NamesStatus {

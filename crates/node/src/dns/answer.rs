@@ -39,10 +39,7 @@ pub fn answer(zone: &Zone, query: &[u8], udp: bool) -> Option<Vec<u8>> {
     if OpCode::from_u8(header[2] >> 3 & 15) != OpCode::Query {
         return Some(bare(&header, ResponseCode::NotImp));
     }
-    let count = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
-    // One question, nothing answered, at most EDNS and a signature beside it.
-    let question_only = count(4) == 1 && count(6) == 0 && count(8) == 0 && count(10) <= 2;
-    if !question_only || query.len() > MAX_QUERY {
+    if !is_one_question(&header) || query.len() > MAX_QUERY {
         return Some(bare(&header, ResponseCode::FormErr));
     }
     let Ok(request) = Message::from_vec(query) else {
@@ -54,6 +51,31 @@ pub fn answer(zone: &Zone, query: &[u8], udp: bool) -> Option<Vec<u8>> {
         false => u16::MAX,
     };
     encode(&reply, limit).or_else(|| Some(bare(&header, ResponseCode::ServFail)))
+}
+
+/// True for an ordinary question about a name that no Warren network can have:
+/// one that somebody else may be asked.
+pub fn is_outside(zone: &Zone, query: &[u8]) -> bool {
+    let Some(header) = query.first_chunk::<HEADER>() else { return false };
+    // A question by both its bits and its counts.
+    if header[2] & 0xf8 != 0 || !is_one_question(header) || query.len() > MAX_QUERY {
+        return false;
+    }
+    let Ok(request) = Message::from_vec(query) else { return false };
+    let [question] = &request.queries[..] else { return false };
+    let transfer = matches!(question.query_type(), RecordType::AXFR | RecordType::IXFR);
+    let name = question.name();
+    let last = name.iter().next_back();
+    !transfer
+        && question.query_class() == DNSClass::IN
+        && !last.is_some_and(|label| label.eq_ignore_ascii_case(b"warren"))
+        && zone.look_up(name).is_none()
+}
+
+/// One question, nothing answered, at most EDNS and a signature beside it.
+fn is_one_question(header: &[u8; HEADER]) -> bool {
+    let count = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
+    count(4) == 1 && count(6) == 0 && count(8) == 0 && count(10) <= 2
 }
 
 /// A reply without anything but its code.

@@ -16,7 +16,8 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
-use super::answer::{MAX_QUERY, answer};
+use super::answer::{MAX_QUERY, answer, is_outside};
+use super::forward::Forwarding;
 use super::zone::Zone;
 
 /// The port of DNS.
@@ -118,14 +119,15 @@ impl Sockets {
     }
 }
 
-/// Answers until the runtime ends.
-pub fn serve(sockets: Sockets, zone: &SharedZone) {
+/// Answers until the runtime ends, and passes this machine's other questions on
+/// while there is somebody to pass them to.
+pub fn serve(sockets: Sockets, zone: &SharedZone, forwarding: &Forwarding) {
     for socket in sockets.udp {
-        tokio::spawn(datagrams(socket, zone.clone()));
+        tokio::spawn(datagrams(Arc::new(socket), zone.clone(), forwarding.clone()));
     }
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     for listener in sockets.tcp {
-        tokio::spawn(connections(listener, zone.clone(), room.clone()));
+        tokio::spawn(connections(listener, zone.clone(), forwarding.clone(), room.clone()));
     }
 }
 
@@ -135,7 +137,14 @@ fn may_ask(zone: &Zone, from: IpAddr) -> bool {
     from.is_loopback() || zone.in_overlay(from)
 }
 
-async fn datagrams(socket: UdpSocket, zone: SharedZone) {
+/// Whether a question may be passed on: one of this machine's own, which has
+/// the same address at both ends, about the rest of the world.
+fn may_pass(zone: &Zone, query: &[u8], from: IpAddr, to: IpAddr) -> bool {
+    (from.is_loopback() || from.to_canonical() == to.to_canonical()) && is_outside(zone, query)
+}
+
+async fn datagrams(socket: Arc<UdpSocket>, zone: SharedZone, forwarding: Forwarding) {
+    let own = socket.local_addr().map(|at| at.ip());
     // One more byte than is read, so that longer ones are seen to be longer.
     let mut buffer = [0; MAX_QUERY + 1];
     loop {
@@ -148,9 +157,21 @@ async fn datagrams(socket: UdpSocket, zone: SharedZone) {
                 continue;
             }
         };
+        let query = &buffer[..length];
+        let pass = forwarding.is_on()
+            && own.as_ref().is_ok_and(|own| may_pass(&zone.lock(), query, from.ip(), *own));
+        if pass {
+            let (socket, forwarding, query) = (socket.clone(), forwarding.clone(), query.to_vec());
+            tokio::spawn(async move {
+                if let Some(reply) = forwarding.ask(&query, true).await {
+                    let _lost = socket.try_send_to(&reply, from);
+                }
+            });
+            continue;
+        }
         let reply = {
             let zone = zone.lock();
-            may_ask(&zone, from.ip()).then(|| answer(&zone, &buffer[..length], true)).flatten()
+            may_ask(&zone, from.ip()).then(|| answer(&zone, query, true)).flatten()
         };
         if let Some(reply) = reply {
             // The asker repeats what a full queue loses.
@@ -159,7 +180,12 @@ async fn datagrams(socket: UdpSocket, zone: SharedZone) {
     }
 }
 
-async fn connections(listener: TcpListener, zone: SharedZone, room: Arc<Semaphore>) {
+async fn connections(
+    listener: TcpListener,
+    zone: SharedZone,
+    forwarding: Forwarding,
+    room: Arc<Semaphore>,
+) {
     loop {
         let Ok(permit) = room.clone().acquire_owned().await else { return };
         match listener.accept().await {
@@ -167,9 +193,9 @@ async fn connections(listener: TcpListener, zone: SharedZone, room: Arc<Semaphor
                 if !may_ask(&zone.lock(), from.ip()) {
                     continue;
                 }
-                let zone = zone.clone();
+                let (zone, forwarding) = (zone.clone(), forwarding.clone());
                 tokio::spawn(async move {
-                    if let Err(error) = connection(stream, &zone).await {
+                    if let Err(error) = connection(stream, &zone, &forwarding).await {
                         tracing::debug!(%error, "DNS connection");
                     }
                     drop(permit);
@@ -183,7 +209,12 @@ async fn connections(listener: TcpListener, zone: SharedZone, room: Arc<Semaphor
     }
 }
 
-async fn connection(mut stream: TcpStream, zone: &SharedZone) -> io::Result<()> {
+async fn connection(
+    mut stream: TcpStream,
+    zone: &SharedZone,
+    forwarding: &Forwarding,
+) -> io::Result<()> {
+    let (own, from) = (stream.local_addr()?.ip(), stream.peer_addr()?.ip());
     let mut query = Vec::new();
     for _ in 0..QUESTIONS {
         let read = async {
@@ -199,7 +230,12 @@ async fn connection(mut stream: TcpStream, zone: &SharedZone) -> io::Result<()> 
             Ok(Err(error)) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error),
             _ => return Ok(()),
         }
-        let Some(reply) = answer(&zone.lock(), &query, false) else { return Ok(()) };
+        let pass = forwarding.is_on() && may_pass(&zone.lock(), &query, from, own);
+        let reply = match pass {
+            true => forwarding.ask(&query, false).await,
+            false => answer(&zone.lock(), &query, false),
+        };
+        let Some(reply) = reply else { return Ok(()) };
         let mut framed = Vec::with_capacity(reply.len() + 2);
         framed.extend(u16::try_from(reply.len()).unwrap_or(0).to_be_bytes());
         framed.extend(reply);
@@ -229,7 +265,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
         let zone = SharedZone::new(example());
-        tokio::spawn(connections(listener, zone, Arc::new(Semaphore::new(1))));
+        let room = Arc::new(Semaphore::new(1));
+        tokio::spawn(connections(listener, zone, Forwarding::default(), room));
         let mut stream = TcpStream::connect(at).await.unwrap();
         // gpu-2.lab.warren A, by hand.
         let mut query = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
@@ -248,5 +285,75 @@ mod tests {
         }
         stream.write_u16(u16::MAX).await.unwrap();
         assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0, "closed");
+    }
+
+    /// A question about the A records of a name, by hand.
+    fn question(name: &str) -> Vec<u8> {
+        let mut query = vec![0, 9, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        for label in name.split('.') {
+            query.push(label.len() as u8);
+            query.extend(label.bytes());
+        }
+        query.extend([0, 0, 1, 0, 1]);
+        query
+    }
+
+    #[test]
+    fn only_this_machines_questions_about_others_are_passed_on() {
+        let zone = example();
+        let own: IpAddr = "100.64.0.1".parse().unwrap();
+        let member: IpAddr = "100.64.0.2".parse().unwrap();
+        let outside = question("www.example.org");
+        assert!(may_pass(&zone, &outside, own, own));
+        assert!(!may_pass(&zone, &outside, member, own));
+        for stays in ["gpu-2.lab.warren", "nobody.lab.warren", "gpu-2.other.WARREN", "warren"] {
+            assert!(!may_pass(&zone, &question(stays), own, own), "{stays}");
+        }
+        let mut reply = outside.clone();
+        reply[2] |= 0x80;
+        assert!(!may_pass(&zone, &reply, own, own));
+        assert!(!may_pass(&zone, &outside[..20], own, own));
+    }
+
+    #[tokio::test]
+    async fn answers_of_others_come_back_over_both_transports() {
+        // A server that says nothing, then one that answers with the question.
+        let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let there = udp.local_addr().unwrap();
+        let tcp = TcpListener::bind(there).await.unwrap();
+        let as_reply = |query: &[u8]| {
+            let mut reply = query.to_vec();
+            reply[2] |= 0x80;
+            reply
+        };
+        tokio::spawn(async move {
+            let mut buffer = [0; 512];
+            let (length, from) = udp.recv_from(&mut buffer).await.unwrap();
+            // Not to this question; then the answer.
+            udp.send_to(&[1; 20], from).await.unwrap();
+            udp.send_to(&as_reply(&buffer[..length]), from).await.unwrap();
+            let (mut stream, _) = tcp.accept().await.unwrap();
+            let mut query = vec![0; usize::from(stream.read_u16().await.unwrap())];
+            stream.read_exact(&mut query).await.unwrap();
+            stream.write_u16(query.len() as u16).await.unwrap();
+            stream.write_all(&as_reply(&query)).await.unwrap();
+        });
+        let forwarding = Forwarding::default();
+        assert!(!forwarding.is_on());
+        forwarding.set_exactly(vec![silent.local_addr().unwrap(), there]);
+        let own = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let node = own.local_addr().unwrap();
+        let zone = SharedZone::new(example());
+        tokio::spawn(datagrams(Arc::new(own), zone, forwarding.clone()));
+        let asker = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let query = question("www.example.org");
+        asker.send_to(&query, node).await.unwrap();
+        let mut buffer = [0; 512];
+        let patience = Duration::from_secs(10);
+        let (length, _) = timeout(patience, asker.recv_from(&mut buffer)).await.unwrap().unwrap();
+        assert_eq!(buffer[..length], as_reply(&query));
+        forwarding.set_exactly(vec![there]);
+        assert_eq!(forwarding.ask(&query, false).await.unwrap(), as_reply(&query));
     }
 }

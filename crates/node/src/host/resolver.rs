@@ -180,8 +180,10 @@ fn render(former: &Former, servers: &[IpAddr]) -> Vec<u8> {
 
 fn write_servers(path: &Path, servers: &[IpAddr]) -> Result<(), Fault> {
     let wrong = |error: &io::Error| {
-        Fault::file("change", path, error)
-            .remedy("let the daemon's helper write it, or connect with the resolver left alone")
+        Fault::file("change", path, error).remedy(
+            "let the daemon write it (with systemd: `ReadWritePaths=/etc/resolv.conf`; a link must \
+             become a file), or use systemd-resolved",
+        )
     };
     let former = match path.symlink_metadata() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Former::Nothing,
@@ -245,7 +247,8 @@ fn put(path: &Path, content: &[u8]) -> io::Result<()> {
     }
     // One write, as long as what was there: a kill leaves either the old file
     // or the new one with empty lines after it, then cut off.
-    let mut file = fs::OpenOptions::new().write(true).open(path)?;
+    // Never through a link: what it leads to is another program's.
+    let mut file = fs::OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
     let length = usize::try_from(file.metadata()?.len()).unwrap_or(0).min(2 * MAX);
     let mut padded = content.to_vec();
     padded.resize(content.len().max(length), b'\n');

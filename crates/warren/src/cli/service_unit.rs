@@ -60,6 +60,8 @@ RuntimeDirectoryMode=0700
 RuntimeDirectoryPreserve=yes
 UMask=0077
 ProtectSystem=strict
+# While connected through an exit, where systemd-resolved does not answer.
+ReadWritePaths=-/etc/resolv.conf
 ProtectHome=yes
 PrivateTmp=yes
 DevicePolicy=closed
@@ -80,7 +82,9 @@ ProtectControlGroups=yes
 ProtectHostname=yes
 ProtectKernelLogs=yes
 ProtectKernelModules=yes
-ProtectKernelTunables=yes
+# Forwarding for an exit, marks for a client; the daemon itself is kept from
+# them by its own confinement, its helper process makes the change.
+ProtectKernelTunables=no
 ProtectProc=invisible
 SystemCallArchitectures=native
 # Its own confinement (Landlock, seccomp) needs these besides the usual ones.

@@ -13,6 +13,7 @@ mod attacks;
 mod authentication;
 mod chatter;
 mod churn;
+mod exit;
 mod failover;
 mod faults;
 mod host;
@@ -114,6 +115,7 @@ fn main() -> ExitCode {
             faults::SCENARIOS,
             rotation::SCENARIOS,
             host::SCENARIOS,
+            exit::SCENARIOS,
         ],
         [LONG, nat::LONG, failover::LONG, churn::LONG, rotation::LONG, host::LONG].to_vec(),
     );

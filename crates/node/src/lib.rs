@@ -20,5 +20,6 @@ pub mod store;
 pub mod telemetry;
 pub mod transport;
 pub mod uapi;
+pub mod userspace;
 pub mod wg_client;
 pub mod workers;

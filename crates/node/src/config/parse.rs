@@ -13,22 +13,22 @@ use warren_types::{NodeId, NodeName};
 
 use super::{
     Auth, Config, ConfigError, Dangerous, Endpoint, MAX_MTU, MAX_WORKERS, MIN_MTU, Overrides,
-    PinnedPeer, Source, default_state_dir, raw,
+    PinnedPeer, Source, default_state_dir, raw, userspace,
 };
 
 /// The file while it is being checked: text for line numbers, name for messages.
-struct File<'a> {
-    path: &'a Path,
+pub(super) struct File<'a> {
+    pub(super) path: &'a Path,
     text: &'a str,
 }
 
 impl File<'_> {
-    fn line(&self, offset: usize) -> usize {
+    pub(super) fn line(&self, offset: usize) -> usize {
         let end = offset.min(self.text.len());
         self.text.as_bytes()[..end].iter().filter(|b| **b == b'\n').count() + 1
     }
 
-    fn refuse(&self, key: &str, offset: usize, reason: impl fmt::Display) -> ConfigError {
+    pub(super) fn refuse(&self, key: &str, offset: usize, reason: impl fmt::Display) -> ConfigError {
         ConfigError::Value {
             path: self.path.display().to_string(),
             line: self.line(offset),
@@ -37,7 +37,7 @@ impl File<'_> {
         }
     }
 
-    fn parse<T>(&self, key: &str, value: &Spanned<String>) -> Result<T, ConfigError>
+    pub(super) fn parse<T>(&self, key: &str, value: &Spanned<String>) -> Result<T, ConfigError>
     where
         T: FromStr,
         T::Err: fmt::Display,
@@ -78,6 +78,9 @@ impl Config {
         })?;
         let file = File { path, text };
         let mut sources = BTreeMap::new();
+        let open_proxy = raw.dangerous.open_proxy.as_ref().is_some_and(|v| *v.get_ref());
+        let userspace =
+            userspace::parse(&file, &raw.userspace, &flags, open_proxy, &mut sources)?;
 
         /// A scalar: flag, else file, else default; notes where it came from.
         macro_rules! pick {
@@ -167,6 +170,16 @@ impl Config {
             sources.insert(key, Source::File(file.line(v.span().start)));
             dangerous.certificate_life = u64::try_from(n).ok();
         }
+        if let Some(v) = &raw.dangerous.open_proxy {
+            sources.insert("dangerous.open_proxy", Source::File(file.line(v.span().start)));
+            dangerous.open_proxy = *v.get_ref();
+        }
+        if userspace.is_some() && sources.contains_key("interface") {
+            return Err(ConfigError::Setting(
+                "`interface` has no effect in userspace mode, which makes none: remove one of them"
+                    .to_owned(),
+            ));
+        }
         if flags.state_dir.is_some() {
             sources.insert("state_dir", Source::Flag);
         }
@@ -191,6 +204,7 @@ impl Config {
             log_format,
             log_level,
             auth,
+            userspace,
             dangerous,
             sources,
         })

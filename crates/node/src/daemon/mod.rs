@@ -11,6 +11,7 @@
 mod authority;
 mod clients;
 mod explain;
+mod interface;
 mod launch;
 mod membership;
 mod mesh;
@@ -44,6 +45,7 @@ use crate::random::OsRandom;
 use crate::start::Ended;
 use crate::store::{Member, Store};
 use crate::transport::{ControlEvent, ControlHandle, PeerConnected};
+use crate::userspace::Userspace;
 use crate::workers::{DatagramSender, Workers};
 use mesh::{Mesh, Owner};
 
@@ -90,6 +92,8 @@ struct Daemon {
     epoch: Instant,
     engine: Engine,
     workers: Workers,
+    /// The stack, in userspace mode.
+    userspace: Option<Userspace>,
     sender: DatagramSender,
     drops: Arc<DropCounters>,
     mesh: Mesh,
@@ -556,6 +560,7 @@ impl Daemon {
             }
         };
         tokio::join!(control, self.surroundings.end());
+        drop(self.userspace);
         drop(self.workers);
         if leave { self.store.wipe() } else { Ok(()) }
     }

@@ -7,16 +7,28 @@
 //! - [`address`]: own addresses, and from which of them a connection leaves.
 //! - `packet`, `wire`: packets in, packets out.
 //! - `flow`, [`stack`], `arrive`, [`stream`]: connections and datagrams.
+//! - [`dial`]: from a name to a connection.
+//! - [`socks`], `http_connect`, `proxy`: what programs speak.
+//! - `accept`, `relay`: published ports.
+//! - [`settings`], [`service`]: what is set, and the thread.
 //!
 //! Invariants: connections, sockets and waiting bytes are bounded; it runs on
 //! a thread of its own, so that neither the daemon's loop nor the workers wait
 //! for it; idle, it sleeps. Deliberately not here: IP fragments are not put
 //! together; nothing is forwarded between addresses.
 
+mod accept;
 pub mod address;
 mod arrive;
+pub mod dial;
 mod flow;
+mod http_connect;
 mod packet;
+mod proxy;
+mod relay;
+pub mod service;
+pub mod settings;
+pub mod socks;
 pub mod stack;
 pub mod stream;
 #[cfg(test)]
@@ -25,8 +37,12 @@ mod wire;
 
 pub use address::{Addresses, NoSource, ONION_MTU, Source};
 pub use arrive::{Arrival, No, Request, Unclaimed};
+pub use dial::{Destination, DialError, Dialer};
 pub use flow::ConnectError;
 pub use packet::{MAX_DATAGRAM, Protocol};
+pub use proxy::Password;
+pub use service::{Bound, Userspace};
+pub use settings::{Publish, Settings};
 pub use stack::Stack;
 pub use stream::{Stream, UdpSocket};
 pub use wire::Counters;

@@ -10,6 +10,7 @@
 //! - [`dial`]: from a name to a connection.
 //! - [`socks`], `http_connect`, `proxy`: what programs speak.
 //! - `accept`, `relay`: published ports.
+//! - [`exit`], `echo`: what leases send, on by ordinary sockets.
 //! - [`settings`], [`service`]: what is set, and the thread.
 //!
 //! Invariants: connections, sockets and waiting bytes are bounded; it runs on
@@ -21,6 +22,8 @@ mod accept;
 pub mod address;
 mod arrive;
 pub mod dial;
+mod echo;
+pub mod exit;
 mod flow;
 mod http_connect;
 mod packet;
@@ -38,6 +41,7 @@ mod wire;
 pub use address::{Addresses, NoSource, ONION_MTU, Source};
 pub use arrive::{Arrival, No, Request, Unclaimed};
 pub use dial::{Destination, DialError, Dialer};
+pub use exit::Exit;
 pub use flow::ConnectError;
 pub use packet::{MAX_DATAGRAM, Protocol};
 pub use proxy::Password;

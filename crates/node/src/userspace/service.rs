@@ -9,12 +9,15 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::thread::JoinHandle;
 
+use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
+use warren_os::process::raise_descriptor_limit;
 use warren_os::tun::memory::StackEnd;
 use zeroize::Zeroizing;
 
 use super::address::Addresses;
 use super::dial::Dialer;
+use super::exit::{Allow, Exit};
 use super::proxy::{Password, Proxy};
 use super::settings::{Publish, Settings};
 use super::stack::{MAX_CONNECTIONS, Stack};
@@ -38,6 +41,7 @@ pub struct Bound {
 #[derive(Debug)]
 pub struct Userspace {
     dialer: Dialer,
+    runtime: tokio::runtime::Handle,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
     /// Where the proxies listen.
@@ -74,6 +78,8 @@ impl Bound {
     /// [`Fault`] when one is not to be had.
     pub fn bind(settings: &Settings) -> Result<Self, Fault> {
         let password = settings.password_file.as_deref().map(read_password).transpose()?;
+        // Each connection passed on takes one.
+        tracing::debug!(descriptors = raise_descriptor_limit(), "userspace mode");
         let socks = settings.socks.map(|address| listen(address, "--socks")).transpose()?;
         let http = settings.http.map(|address| listen(address, "--http")).transpose()?;
         Ok(Self { socks, http, password, publish: settings.publish.clone() })
@@ -99,12 +105,13 @@ impl Bound {
             .enable_all()
             .build()
             .map_err(|e| Fault::internal(&e))?;
-        let served = dialer.clone();
+        let (served, handle) = (dialer.clone(), runtime.handle().clone());
         let thread = std::thread::Builder::new()
             .name("userspace".to_owned())
             .spawn(move || runtime.block_on(self.serve(served, stopped)))
             .map_err(|e| Fault::internal(&e))?;
-        Ok(Userspace { dialer, stop: Some(stop), thread: Some(thread), socks, http })
+        let (stop, thread) = (Some(stop), Some(thread));
+        Ok(Userspace { dialer, runtime: handle, stop, thread, socks, http })
     }
 
     async fn serve(self, dialer: Dialer, stopped: oneshot::Receiver<()>) {
@@ -137,6 +144,16 @@ impl Userspace {
     /// Dials, and has the stack.
     pub fn dialer(&self) -> &Dialer {
         &self.dialer
+    }
+
+    /// Starts to pass on what comes from leases; see [`Exit::start`].
+    pub fn start_exit(
+        &self,
+        leases: Vec<IpNet>,
+        resolver: Option<SocketAddr>,
+        allow: Allow,
+    ) -> Exit {
+        Exit::start(&self.runtime, self.dialer.stack(), leases, resolver, allow)
     }
 
     /// Where the SOCKS5 proxy listens.

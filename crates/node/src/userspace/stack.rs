@@ -157,7 +157,14 @@ impl Stack {
 
     /// Replaces our addresses. Connections from one that is gone are reset.
     pub fn set_addresses(&self, own: Addresses) {
-        self.0.wire.set_own(own.clone());
+        self.0.wire.set_own(own);
+        self.reset_lost();
+    }
+
+    /// Resets connections from addresses that are neither ours nor behind the
+    /// exit any more.
+    fn reset_lost(&self) {
+        let own = self.addresses();
         let lost: Vec<Arc<Flow>> = {
             let table = self.0.table();
             let leases = table.exit.as_ref().map(|(leases, _)| leases.as_slice());
@@ -190,9 +197,11 @@ impl Stack {
         self.0.table().member = taker;
     }
 
-    /// Who takes whatever comes from `leases`, wherever it is for.
+    /// Who takes whatever comes from `leases`, wherever it is for. Connections of
+    /// leases that are no more are reset.
     pub fn set_exit(&self, exit: Option<(Vec<IpNet>, mpsc::Sender<Arrival>)>) {
         self.0.table().exit = exit;
+        self.reset_lost();
     }
 
     /// The isolation a packet's connection was dialed with, for whoever chooses

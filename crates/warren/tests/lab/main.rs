@@ -27,6 +27,8 @@ mod router;
 mod stock;
 mod story;
 mod tunnel;
+mod userspace;
+mod userspace_exit;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -109,6 +111,7 @@ fn main() -> ExitCode {
             churn::SCENARIOS,
             faults::SCENARIOS,
             rotation::SCENARIOS,
+            userspace::SCENARIOS,
         ],
         [LONG, nat::LONG, failover::LONG, churn::LONG, rotation::LONG].to_vec(),
     );

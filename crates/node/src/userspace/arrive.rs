@@ -277,7 +277,7 @@ impl Stack {
         let taker = {
             let table = self.0.table();
             if let Some(socket) = table.sockets.get(&key.local) {
-                if socket.try_send((key.remote, payload.to_vec())).is_err() {
+                if socket.incoming.try_send((key.remote, payload.to_vec())).is_err() {
                     counters.count(|c| &c.no_room);
                 }
                 return;

@@ -1,10 +1,10 @@
 //! Outgoing connections: from a destination as a program names it to a stream.
 //!
 //! In: a [`Destination`] and an [`Isolation`]. Out: a [`Stream`], or a
-//! [`DialError`] that says what stood in the way. Names are members' names, of
-//! the node's own zone; nothing is ever looked up on the network this machine
-//! is in, and no connection is made there: what has no way through the tunnel
-//! fails.
+//! [`DialError`] that says what stood in the way. Members' names are those of
+//! the node's own zone, others are looked up through the path out of the mesh.
+//! Nothing is ever looked up on the network this machine is in, and no
+//! connection is made there: what has no way through the tunnel fails.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -13,6 +13,7 @@ use hickory_proto::rr::Name;
 
 use super::address::{NoSource, Source};
 use super::flow::ConnectError;
+use super::lookup::{LookupError, look_up};
 use super::{Isolation, Stack, Stream};
 use crate::dns::{Found, SharedZone};
 
@@ -70,6 +71,9 @@ pub enum DialError {
     /// No member has that name.
     #[error("no member has that name")]
     UnknownName,
+    /// It was looked up outside the mesh, in vain.
+    #[error("{0}")]
+    Lookup(#[from] LookupError),
     /// A name outside the mesh, and no way to look it up.
     #[error("the name is not of the mesh, and there is no path out of the mesh to look it up")]
     ForeignName,
@@ -97,11 +101,26 @@ impl Dialer {
     ///
     /// # Errors
     /// When a name has none.
-    pub fn resolve(&self, to: &Destination) -> Result<Vec<SocketAddr>, DialError> {
+    pub async fn resolve(
+        &self,
+        to: &Destination,
+        isolation: &Isolation,
+    ) -> Result<Vec<SocketAddr>, DialError> {
         let (name, port) = match to {
             Destination::Address(address) => return Ok(vec![*address]),
             Destination::Name(name, port) => (name, *port),
         };
+        let all = match self.member(name) {
+            Err(DialError::ForeignName) if !self.stack.addresses().onion.is_empty() => {
+                look_up(&self.stack, name, isolation).await?
+            }
+            known => known?,
+        };
+        Ok(all.into_iter().map(|ip| SocketAddr::new(ip, port)).collect())
+    }
+
+    /// The addresses of a member.
+    fn member(&self, name: &str) -> Result<Vec<IpAddr>, DialError> {
         let zone = self.zone.as_ref().ok_or(DialError::ForeignName)?.lock();
         let bare = name.trim_end_matches('.');
         // A single label can only be a member's.
@@ -111,9 +130,7 @@ impl Dialer {
             zone.apex().prepend_label(bare).map_err(|_| DialError::UnknownName)?
         };
         match zone.look_up(&full).map(|lookup| lookup.found) {
-            Some(Found::Addresses(all)) if !all.is_empty() => {
-                Ok(all.into_iter().map(|ip| SocketAddr::new(ip, port)).collect())
-            }
+            Some(Found::Addresses(all)) if !all.is_empty() => Ok(all),
             Some(_) => Err(DialError::UnknownName),
             None => Err(DialError::ForeignName),
         }
@@ -138,7 +155,7 @@ impl Dialer {
         isolation: &Isolation,
     ) -> Result<Stream, DialError> {
         let mut first = None;
-        for address in self.resolve(to)? {
+        for address in self.resolve(to, isolation).await? {
             let tried = match self.source_for(address.ip()) {
                 Ok(source) => {
                     self.stack.connect(source, address, isolation).await.map_err(DialError::from)

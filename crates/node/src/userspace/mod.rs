@@ -7,7 +7,7 @@
 //! - [`address`]: own addresses, and from which of them a connection leaves.
 //! - `packet`, `wire`: packets in, packets out.
 //! - `flow`, [`stack`], `arrive`, [`stream`]: connections and datagrams.
-//! - [`dial`]: from a name to a connection.
+//! - [`dial`], [`lookup`]: from a name to a connection.
 //! - [`socks`], `http_connect`, `proxy`: what programs speak.
 //! - `accept`, `relay`: published ports.
 //! - [`exit`], `echo`: what leases send, on by ordinary sockets.
@@ -26,6 +26,7 @@ mod echo;
 pub mod exit;
 mod flow;
 mod http_connect;
+pub mod lookup;
 mod packet;
 mod proxy;
 mod relay;

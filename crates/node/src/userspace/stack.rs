@@ -22,7 +22,7 @@ use super::Isolation;
 use super::address::{Addresses, Source};
 use super::arrive::Arrival;
 use super::flow::{ConnectError, Flow, FlowKey, Opening, Standing, stack_time};
-use super::packet;
+use super::packet::{self, Protocol};
 use super::stream::{Stream, UdpSocket};
 use super::wire::{Counters, Wire};
 use crate::random::OsRandom;
@@ -66,12 +66,19 @@ pub(super) struct Table {
     pub(super) flows: HashMap<FlowKey, Arc<Flow>>,
     /// Asked for, and nobody has answered yet.
     pub(super) requests: HashSet<FlowKey>,
-    pub(super) sockets: HashMap<SocketAddr, mpsc::Sender<(SocketAddr, Vec<u8>)>>,
+    pub(super) sockets: HashMap<SocketAddr, Socket>,
     numbers: u64,
     /// Who takes what comes for our own addresses.
     pub(super) member: Option<mpsc::Sender<Arrival>>,
     /// Who takes what comes from the leases of an exit, and which those are.
     pub(super) exit: Option<(Vec<IpNet>, mpsc::Sender<Arrival>)>,
+}
+
+/// The stack's end of a datagram socket.
+#[derive(Debug)]
+pub(super) struct Socket {
+    pub(super) incoming: mpsc::Sender<(SocketAddr, Vec<u8>)>,
+    isolation: Isolation,
 }
 
 /// When connections want to be worked on.
@@ -204,11 +211,31 @@ impl Stack {
         self.reset_lost();
     }
 
-    /// The isolation a packet's connection was dialed with, for whoever chooses
-    /// its path out of the mesh.
-    pub fn isolation(&self, local: SocketAddr, remote: SocketAddr) -> Option<Isolation> {
+    /// The isolation that a packet from `local` to `remote` goes with, for whoever
+    /// chooses its path out of the mesh; `None` when no connection or socket of
+    /// ours sends such packets.
+    pub fn isolation(
+        &self,
+        protocol: Protocol,
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) -> Option<Isolation> {
         let table = self.0.table();
-        table.flows.get(&FlowKey { local, remote }).map(|flow| flow.isolation.clone())
+        match protocol {
+            Protocol::Tcp => {
+                table.flows.get(&FlowKey { local, remote }).map(|flow| flow.isolation.clone())
+            }
+            Protocol::Udp => table.sockets.get(&local).map(|socket| socket.isolation.clone()),
+        }
+    }
+
+    /// Takes one frame in at once, beside those of the workers.
+    pub fn inject(&self, frame: &[u8]) {
+        let mut touched = Vec::new();
+        self.arrived(frame, stack_time(self.0.epoch, Instant::now()), &mut touched);
+        for flow in touched {
+            self.0.work(&flow);
+        }
     }
 
     /// Opens a connection from `source`.
@@ -272,7 +299,12 @@ impl Stack {
     ///
     /// # Errors
     /// [`ConnectError::TooMany`] when it is taken, or all are.
-    pub fn bind_udp(&self, address: IpAddr, port: Option<u16>) -> Result<UdpSocket, ConnectError> {
+    pub fn bind_udp(
+        &self,
+        address: IpAddr,
+        port: Option<u16>,
+        isolation: &Isolation,
+    ) -> Result<UdpSocket, ConnectError> {
         let mut table = self.0.table();
         if table.sockets.len() >= MAX_SOCKETS {
             return Err(ConnectError::TooMany);
@@ -281,7 +313,8 @@ impl Stack {
             let local = SocketAddr::new(address, port.unwrap_or_else(random_port));
             if !table.sockets.contains_key(&local) {
                 let (sender, incoming) = mpsc::channel(DATAGRAMS);
-                table.sockets.insert(local, sender);
+                let socket = Socket { incoming: sender, isolation: isolation.clone() };
+                table.sockets.insert(local, socket);
                 return Ok(UdpSocket::new(self.clone(), local, incoming));
             }
         }

@@ -120,7 +120,7 @@ async fn exchange(two: &mut Two, to: &str, bytes: usize) {
     let server = request(two).await.accept().await.unwrap();
     let client = dialing.await.unwrap().unwrap();
     assert_eq!(client.local(), server.remote());
-    let isolation = two.first.isolation(client.local(), client.remote()).unwrap();
+    let isolation = two.first.isolation(Protocol::Tcp, client.local(), client.remote()).unwrap();
     assert_eq!(isolation.as_bytes(), b"anna");
     let echo = tokio::task::spawn_local(async move {
         let (mut reader, mut writer) = tokio::io::split(server);
@@ -326,12 +326,15 @@ fn an_address_that_goes_takes_its_connections_along() {
 #[test]
 fn datagrams_pass_and_unbound_ports_are_told() {
     run(|| async {
+        let anna = Isolation::of_user(b"anna");
         let mut two = two(fair(), fair());
         for (from, to) in [(FIRST, SECOND), (FIRST_V6, SECOND_V6)] {
-            let mut server = two.second.bind_udp(ip(to), Some(53)).unwrap();
-            assert!(two.second.bind_udp(ip(to), Some(53)).is_err());
-            let mut client = two.first.bind_udp(ip(from), None).unwrap();
+            let mut server = two.second.bind_udp(ip(to), Some(53), &anna).unwrap();
+            assert!(two.second.bind_udp(ip(to), Some(53), &anna).is_err());
+            let mut client = two.first.bind_udp(ip(from), None, &anna).unwrap();
             assert!(client.send(server.local(), b"question"));
+            let found = two.first.isolation(Protocol::Udp, client.local(), server.local());
+            assert_eq!(found, Some(anna.clone()));
             let (asker, data) = server.receive().await.unwrap();
             assert_eq!((asker, &data[..]), (client.local(), &b"question"[..]));
             assert!(server.send(asker, &[1; 9000]));
@@ -348,5 +351,62 @@ fn datagrams_pass_and_unbound_ports_are_told() {
                 other => panic!("{other:?}"),
             }
         }
+    });
+}
+
+#[test]
+fn names_outside_are_looked_up_at_the_exit() {
+    run(|| async {
+        let mut two = two(fair(), fair());
+        let dialer = Dialer::new(two.first.clone(), None);
+        let name = Destination::new("example.org", 80).unwrap();
+        let anna = Isolation::of_user(b"anna");
+        let nowhere = dialer.resolve(&name, &anna).await;
+        assert_eq!(nowhere, Err(DialError::ForeignName));
+        // A path out of the mesh: the other end is the resolver, and the host.
+        let outside = ["192.0.0.1", "203.0.113.9"];
+        two.first.set_addresses(Addresses { onion: vec![ip("192.0.0.2")], ..own(&[FIRST]) });
+        two.second.set_addresses(own(&outside));
+        let mut resolver = two.second.bind_udp(ip(outside[0]), Some(53), &anna).unwrap();
+        let first = two.first.clone();
+        let answering = tokio::task::spawn_local(async move {
+            let mut numbers = Vec::new();
+            // The first question is lost.
+            resolver.receive().await.unwrap();
+            for (code, address) in [(0x81, Some([203, 0, 113, 9])), (0x81, None)] {
+                let (from, question) = resolver.receive().await.unwrap();
+                let isolation = first.isolation(Protocol::Udp, from, resolver.local());
+                assert_eq!(isolation.unwrap().as_bytes(), b"anna");
+                numbers.push((from.port(), [question[0], question[1]]));
+                let mut reply = question.clone();
+                reply[2] = code;
+                reply[3] = if address.is_some() { 0x80 } else { 0x83 };
+                if let Some(address) = address {
+                    reply[7] = 1;
+                    reply.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+                    reply.extend_from_slice(&address);
+                }
+                // Another number is nobody's answer.
+                let mut forged = reply.clone();
+                forged[0] ^= 1;
+                *forged.last_mut().unwrap() ^= 1;
+                assert!(resolver.send(from, &forged) && resolver.send(from, &reply));
+            }
+            numbers
+        });
+        let found = dialer.resolve(&name, &anna).await.unwrap();
+        assert_eq!(found, ["203.0.113.9:80".parse().unwrap()]);
+        let other = Destination::new("nothere.example.org", 80).unwrap();
+        let missing = dialer.resolve(&other, &anna).await.unwrap_err();
+        assert_eq!(missing, DialError::Lookup(lookup::LookupError::Missing));
+        answering.await.unwrap();
+        // And a connection there leaves from the inner address.
+        let dialing = tokio::task::spawn_local(async move {
+            dialer.dial(&Destination::Address(found[0]), &Isolation::default()).await
+        });
+        let asked = request(&mut two).await;
+        assert_eq!(asked.from().ip(), ip("192.0.0.2"));
+        let _server = asked.accept().await.unwrap();
+        dialing.await.unwrap().unwrap();
     });
 }

@@ -29,6 +29,8 @@ pub(crate) const SCENARIOS: &[crate::Scenario] = &[
 
 const SOCKS: &str = "127.0.0.1:1080";
 const HTTP: &str = "127.0.0.1:8080";
+/// Tells an echoing server to stop.
+const END: &[u8] = b"end of test";
 /// How long a stream may stall.
 const STALLED: Duration = Duration::from_secs(30);
 
@@ -431,6 +433,9 @@ fn datagrams_pass() -> Result<()> {
             loop {
                 let (n, from) = socket.recv_from(&mut buffer)?;
                 socket.send_to(&buffer[..n], from)?;
+                if &buffer[..n] == END {
+                    return Ok(());
+                }
             }
         })
     };
@@ -484,8 +489,10 @@ fn datagrams_pass() -> Result<()> {
         client.send(b"x")?;
         let refused = client.recv(&mut [0; 10]).err().context("an answer")?;
         ensure!(refused.kind() == std::io::ErrorKind::ConnectionRefused, "{refused}");
-        // Its thread ends with the socket's patience.
-        let _ = local.join();
+        // Its port is wanted again.
+        client.connect((own, 53))?;
+        client.send(END)?;
+        local.join().unwrap_or_else(|_| Ok(()))?;
     }
     Ok(())
 }

@@ -128,7 +128,7 @@ pub(crate) fn serves_leases() -> Result<()> {
         ensure!(refused == 2, "{refused} refused by the policy");
 
         // Datagrams, and the resolver's address inside.
-        let mut socket = session.stack.bind_udp(LEASE.into(), None)?;
+        let mut socket = session.stack.bind_udp(LEASE.into(), None, &Isolation::default())?;
         for to in [SocketAddr::new(Pair::RIGHT, 7), RESOLVER] {
             for text in [&b"first"[..], b"second", b"end"] {
                 ensure!(socket.send(to, text));

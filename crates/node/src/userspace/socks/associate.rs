@@ -25,12 +25,18 @@ struct Sides {
 
 impl Sides {
     /// Sends, from a port that is bound when first needed.
-    fn send(&mut self, proxy: &Proxy, to: SocketAddr, payload: &[u8]) -> Result<(), DialError> {
+    fn send(
+        &mut self,
+        proxy: &Proxy,
+        to: SocketAddr,
+        payload: &[u8],
+        isolation: &Isolation,
+    ) -> Result<(), DialError> {
         let source = proxy.dialer.source_for(to.ip())?;
         let side = if to.is_ipv4() { &mut self.v4 } else { &mut self.v6 };
         // Another destination may need another address of ours.
         if side.as_ref().is_none_or(|socket| socket.local().ip() != source.address) {
-            *side = Some(proxy.dialer.stack().bind_udp(source.address, None)?);
+            *side = Some(proxy.dialer.stack().bind_udp(source.address, None, isolation)?);
         }
         if let Some(socket) = side {
             socket.send(to, payload);
@@ -61,8 +67,7 @@ pub(super) async fn serve(
     proxy: &Proxy,
     control: &mut TcpStream,
     from: SocketAddr,
-    // A path out of the mesh is chosen by the connection's ends for datagrams.
-    _isolation: Isolation,
+    isolation: Isolation,
 ) -> io::Result<()> {
     let host = HostSocket::bind(SocketAddr::new(control.local_addr()?.ip(), 0)).await?;
     control.write_all(&wire::reply(Reply::Succeeded, host.local_addr()?)).await?;
@@ -82,9 +87,11 @@ pub(super) async fn serve(
                 }
                 let Some((to, payload)) = wire::datagram(&buffer[..length]) else { continue };
                 program = Some(sender);
-                let sent = proxy.dialer.resolve(&to).and_then(|all| {
+                // Looking a name up delays those behind it, but keeps their order.
+                let found = proxy.dialer.resolve(&to, &isolation).await;
+                let sent = found.and_then(|all| {
                     let first = all.first().copied().ok_or(DialError::UnknownName)?;
-                    sides.send(proxy, first, payload)
+                    sides.send(proxy, first, payload, &isolation)
                 });
                 if let Err(error) = sent {
                     log_failure(&to, error);

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use super::address::NoSource;
 use super::dial::{DialError, Destination};
 use super::flow::ConnectError;
+use super::lookup::LookupError;
 use super::proxy::{GREETING_PATIENCE, Proxy, join, log_failure};
 use super::Isolation;
 use wire::{Command, MAX_MESSAGE, Malformed, Parsed, Reply, Request};
@@ -137,11 +138,14 @@ fn code(error: DialError) -> Reply {
         DialError::Connect(ConnectError::Refused) => Reply::Refused,
         DialError::Connect(ConnectError::Unreachable)
         | DialError::UnknownName
+        | DialError::Lookup(LookupError::Missing)
         | DialError::NoSource(NoSource::NoFamily) => Reply::HostUnreachable,
         DialError::Connect(ConnectError::Prohibited)
         | DialError::NoSource(NoSource::NotUnicast) => Reply::NotAllowed,
         DialError::Connect(ConnectError::TimedOut) => Reply::TimedOut,
-        DialError::Connect(ConnectError::TooMany) => Reply::Failure,
+        DialError::Connect(ConnectError::TooMany) | DialError::Lookup(LookupError::Failed) => {
+            Reply::Failure
+        }
         DialError::NoSource(NoSource::NotConnected) | DialError::ForeignName => {
             Reply::NetworkUnreachable
         }

@@ -33,7 +33,7 @@ pub struct NodeSpec {
     pub state_dir: PathBuf,
     /// UDP address it listens on.
     pub listen: SocketAddr,
-    /// Name of its TUN interface.
+    /// Name of its TUN interface; empty where it is not to be told one.
     pub interface: String,
     /// Further arguments of `up` and `join`.
     pub arguments: Vec<OsString>,
@@ -100,7 +100,10 @@ impl Node {
         let mut command = spec.host.command(&spec.binary);
         command.args(first).arg("--state-dir").arg(&spec.state_dir);
         command.arg("--name").arg(&spec.name).arg("--listen").arg(spec.listen.to_string());
-        command.arg("--interface").arg(&spec.interface).args(&spec.arguments);
+        if !spec.interface.is_empty() {
+            command.arg("--interface").arg(&spec.interface);
+        }
+        command.args(&spec.arguments);
         command.envs(spec.environment.iter().map(|(name, value)| (name, value)));
         let output = Arc::new(Output::default());
         let child = spawn_collecting(&mut command, &output)

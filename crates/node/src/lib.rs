@@ -25,5 +25,6 @@ pub mod store;
 pub mod telemetry;
 pub mod transport;
 pub mod uapi;
+pub mod userspace;
 pub mod wg_client;
 pub mod workers;

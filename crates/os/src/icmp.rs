@@ -115,6 +115,25 @@ impl Pinger {
     }
 }
 
+/// An unprivileged echo socket to one host, non-blocking: what is sent is an
+/// echo request without its checksum, whose identifier the kernel replaces; what
+/// is received is an echo reply. The kernel's `net.ipv4.ping_group_range` says
+/// who may have one.
+///
+/// # Errors
+/// `PermissionDenied` where this user may not, else the kernel's.
+pub fn echo_socket(to: IpAddr) -> io::Result<std::net::UdpSocket> {
+    let (domain, protocol) = match to {
+        IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
+        IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
+    };
+    let socket = Socket::new(domain, Type::DGRAM, Some(protocol))?;
+    socket.connect(&SocketAddr::new(to, 0).into())?;
+    socket.set_nonblocking(true)?;
+    // Reading and writing is the same for all datagram sockets.
+    Ok(socket.into())
+}
+
 /// RFC 1071.
 fn checksum(data: &[u8]) -> u16 {
     let mut sum: u32 = data

@@ -213,6 +213,22 @@ pub struct ProcessCost {
     pub resident: u64,
 }
 
+/// Raises this process's limit of open descriptors as far as it may go by
+/// itself; returns it.
+pub fn raise_descriptor_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a live rlimit, which the call fills in.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return 0;
+    }
+    let raised = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
+    // SAFETY: the pointer is to a live rlimit, which the call only reads.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) } == 0 {
+        limit = raised;
+    }
+    limit.rlim_cur
+}
+
 /// Reads the cost of a process.
 ///
 /// # Errors
@@ -278,6 +294,13 @@ pub fn inherited_file(descriptor: i32) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_descriptor_limit_is_raised_once() {
+        let raised = raise_descriptor_limit();
+        assert!(raised > 0);
+        assert_eq!(raise_descriptor_limit(), raised);
+    }
 
     #[test]
     fn children_are_seen_alive_and_dead() {

@@ -7,8 +7,11 @@
 //! need not tell the two apart.
 //!
 //! Invariants: queues are non-blocking; the interface disappears when the last
-//! queue is closed. Not here: addresses, MTU and routes (netlink does that),
+//! queue is closed. [`memory`] has queues of the same kind without an
+//! interface. Not here: addresses, MTU and routes (netlink does that),
 //! and the meaning of the header (the packet code does that).
+
+pub mod memory;
 
 use std::fs::OpenOptions;
 use std::io;
@@ -101,9 +104,12 @@ pub struct Tun {
 
 /// One packet queue, for one worker.
 #[derive(Debug)]
-pub struct TunQueue {
-    fd: OwnedFd,
-    vnet_hdr: bool,
+pub struct TunQueue(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Device { fd: OwnedFd, vnet_hdr: bool },
+    Memory(memory::MemoryQueue),
 }
 
 #[repr(C)]
@@ -138,11 +144,11 @@ impl Tun {
         };
         let vnet_hdr = flags & IFF_VNET_HDR != 0;
         let offloads = if vnet_hdr { set_offloads(&first) } else { TunOffloads::default() };
-        let mut tun = Self { name, offloads, queues: vec![TunQueue { fd: first, vnet_hdr }] };
+        let mut tun = Self { name, offloads, queues: vec![TunQueue::device(first, vnet_hdr)] };
         for _ in 1..queues {
             let (fd, _) = attach(&tun.name, flags)?;
             set_offloads(&fd);
-            tun.queues.push(TunQueue { fd, vnet_hdr });
+            tun.queues.push(TunQueue::device(fd, vnet_hdr));
         }
         Ok(tun)
     }
@@ -164,6 +170,14 @@ impl Tun {
 }
 
 impl TunQueue {
+    fn device(fd: OwnedFd, vnet_hdr: bool) -> Self {
+        Self(Kind::Device { fd, vnet_hdr })
+    }
+
+    fn memory(queue: memory::MemoryQueue) -> Self {
+        Self(Kind::Memory(queue))
+    }
+
     /// Reads one frame: header and packet. `buffer` must hold
     /// [`VNET_HEADER_LEN`] and 65535 bytes or a frame may be cut short.
     ///
@@ -171,27 +185,35 @@ impl TunQueue {
     /// `WouldBlock` when none is queued; `EBADFD` (77) when the interface was
     /// deleted under us.
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.vnet_hdr {
-            return read_fd(self.fd.as_fd(), buffer);
-        }
+        let fd = match &self.0 {
+            Kind::Device { fd, vnet_hdr: true } => return read_fd(fd.as_fd(), buffer),
+            Kind::Device { fd, vnet_hdr: false } => fd,
+            Kind::Memory(queue) => return queue.read(buffer),
+        };
         let Some((header, rest)) = buffer.split_first_chunk_mut::<VNET_HEADER_LEN>() else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
         *header = [0; VNET_HEADER_LEN];
-        Ok(read_fd(self.fd.as_fd(), rest)? + VNET_HEADER_LEN)
+        Ok(read_fd(fd.as_fd(), rest)? + VNET_HEADER_LEN)
     }
 
     /// Writes one frame: header and packet.
     ///
     /// # Errors
     /// The kernel's refusal (`EINVAL` for a frame whose header is no good,
-    /// `EIO` while the interface is down). The frame is then lost.
+    /// `EIO` while the interface is down), `WouldBlock` when a queue without an
+    /// interface is full. The frame is then lost.
     pub fn write(&self, frame: &[u8]) -> io::Result<()> {
-        let bytes =
-            if self.vnet_hdr { frame } else { frame.get(VNET_HEADER_LEN..).unwrap_or_default() };
+        let (fd, bytes) = match &self.0 {
+            Kind::Device { fd, vnet_hdr: true } => (fd, frame),
+            Kind::Device { fd, vnet_hdr: false } => {
+                (fd, frame.get(VNET_HEADER_LEN..).unwrap_or_default())
+            }
+            Kind::Memory(queue) => return queue.write(frame),
+        };
         loop {
             // SAFETY: the pointer and length describe the live slice `bytes`.
-            let n = unsafe { libc::write(self.fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
+            let n = unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
             if n >= 0 {
                 return Ok(());
             }
@@ -205,7 +227,10 @@ impl TunQueue {
 
 impl AsFd for TunQueue {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        match &self.0 {
+            Kind::Device { fd, .. } => fd.as_fd(),
+            Kind::Memory(queue) => queue.as_fd(),
+        }
     }
 }
 

@@ -79,12 +79,35 @@ impl Config {
             Some(address) => self.entry(&mut out, "resolver", "exit.resolver", quoted(address)),
             None => self.optional(&mut out, "resolver", None::<&String>, "this machine's own"),
         }
+        self.render_userspace(&mut out);
         let _ = writeln!(out, "\n[dangerous]");
         let kept = self.dangerous.keep_privileges;
         self.entry(&mut out, "keep_privileges", "dangerous.keep_privileges", kept);
         let life = self.certificate_life();
         self.entry(&mut out, "certificate_life", "dangerous.certificate_life", life);
+        self.entry(&mut out, "open_proxy", "dangerous.open_proxy", self.dangerous.open_proxy);
         out
+    }
+
+    fn render_userspace(&self, out: &mut String) {
+        let _ = writeln!(out, "\n[userspace]");
+        self.entry(out, "enabled", "userspace.enabled", self.userspace.is_some());
+        let Some(settings) = &self.userspace else { return };
+        for (key, full, address) in [
+            ("socks", "userspace.socks", settings.socks),
+            ("http", "userspace.http", settings.http),
+        ] {
+            if let Some(address) = address {
+                self.entry(out, key, full, quoted(address));
+            }
+        }
+        if let Some(path) = &settings.password_file {
+            self.entry(out, "password_file", "userspace.password_file", quoted(path.display()));
+        }
+        for publish in &settings.publish {
+            let _ = writeln!(out, "\n[[userspace.publish]]\nprotocol = \"{}\"", publish.protocol);
+            let _ = writeln!(out, "port = {}\nto = {}", publish.port, quoted(publish.to));
+        }
     }
 
     fn line(&self, out: &mut String, key: &str, value: impl Display) {

@@ -12,10 +12,11 @@ mod effective;
 mod parse;
 mod raw;
 mod roles;
+mod userspace;
 mod value;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
@@ -28,6 +29,7 @@ pub use value::{
 };
 
 use crate::fault::{Fault, FaultKind};
+use crate::userspace::{Publish, Settings};
 
 /// Smallest MTU of the overlay interface, bytes: IPv6 needs 1280 (RFC 8200 section 5).
 pub const MIN_MTU: u32 = 1280;
@@ -106,6 +108,9 @@ pub struct Config {
     /// of this machine's `resolv.conf` (behind systemd-resolved, of what that
     /// asks).
     pub exit_resolver: Option<IpAddr>,
+    /// `[userspace]`: run without a TUN interface and without privileges.
+    /// Default: with one.
+    pub userspace: Option<Settings>,
     /// `[dangerous]`: options that weaken security.
     pub dangerous: Dangerous,
     sources: BTreeMap<&'static str, Source>,
@@ -160,6 +165,9 @@ pub struct Dangerous {
     /// `certificate_life`: of node certificates this node issues, seconds, 20 to
     /// 7776000 (90 days, the default). Short ones end while an admin is down.
     pub certificate_life: Option<u64>,
+    /// `open_proxy`: let a proxy of userspace mode listen on other addresses
+    /// than loopback without a password. Default false.
+    pub open_proxy: bool,
 }
 
 /// What the command line sets; each wins over the file.
@@ -191,6 +199,16 @@ pub struct Overrides {
     pub no_lan_discovery: bool,
     /// `--no-port-mapping`.
     pub no_port_mapping: bool,
+    /// `--userspace`.
+    pub userspace: bool,
+    /// `--socks`.
+    pub socks: Option<SocketAddr>,
+    /// `--http`.
+    pub http: Option<SocketAddr>,
+    /// `--proxy-password-file`.
+    pub proxy_password_file: Option<PathBuf>,
+    /// `--publish`, repeatable; replaces the file's list.
+    pub publish: Vec<Publish>,
     /// `--log-format`.
     pub log_format: Option<LogFormat>,
     /// `--log-level`.

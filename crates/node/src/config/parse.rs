@@ -14,7 +14,7 @@ use warren_types::{NodeId, NodeName};
 
 use super::{
     Auth, Config, ConfigError, Dangerous, Endpoint, MAX_MTU, MAX_WORKERS, MIN_MTU, Overrides,
-    PinnedPeer, RoleConfig, Source, default_state_dir, raw,
+    PinnedPeer, RoleConfig, Source, default_state_dir, raw, userspace,
 };
 
 /// The file while it is being checked: text for line numbers, name for messages.
@@ -29,7 +29,7 @@ impl File<'_> {
         self.text.as_bytes()[..end].iter().filter(|b| **b == b'\n').count() + 1
     }
 
-    fn refuse(&self, key: &str, offset: usize, reason: impl fmt::Display) -> ConfigError {
+    pub(super) fn refuse(&self, key: &str, offset: usize, reason: impl fmt::Display) -> ConfigError {
         ConfigError::Value {
             path: self.path.display().to_string(),
             line: self.line(offset),
@@ -79,6 +79,9 @@ impl Config {
         })?;
         let file = File { path, text };
         let mut sources = BTreeMap::new();
+        let open_proxy = raw.dangerous.open_proxy.as_ref().is_some_and(|v| *v.get_ref());
+        let userspace =
+            userspace::parse(&file, &raw.userspace, &flags, open_proxy, &mut sources)?;
 
         /// A scalar: flag, else file, else default; notes where it came from.
         macro_rules! pick {
@@ -176,6 +179,16 @@ impl Config {
             sources.insert(key, Source::File(file.line(v.span().start)));
             dangerous.certificate_life = u64::try_from(n).ok();
         }
+        if let Some(v) = &raw.dangerous.open_proxy {
+            sources.insert("dangerous.open_proxy", Source::File(file.line(v.span().start)));
+            dangerous.open_proxy = *v.get_ref();
+        }
+        if userspace.is_some() && sources.contains_key("interface") {
+            return Err(ConfigError::Setting(
+                "`interface` has no effect in userspace mode, which makes none: remove one of them"
+                    .to_owned(),
+            ));
+        }
         if flags.state_dir.is_some() {
             sources.insert("state_dir", Source::Flag);
         }
@@ -202,6 +215,7 @@ impl Config {
             log_level,
             auth,
             exit_resolver,
+            userspace,
             dangerous,
             sources,
         })

@@ -45,6 +45,8 @@ pub(super) struct RawConfig {
     #[serde(default)]
     pub exit: RawExit,
     #[serde(default)]
+    pub userspace: RawUserspace,
+    #[serde(default)]
     pub dangerous: RawDangerous,
 }
 
@@ -72,10 +74,33 @@ pub(super) struct RawPeer {
     pub endpoint: Value<String>,
 }
 
+/// `[userspace]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawUserspace {
+    pub enabled: Value<bool>,
+    pub socks: Value<String>,
+    pub http: Value<String>,
+    pub password_file: Value<String>,
+    #[serde(default)]
+    pub publish: Vec<Spanned<RawPublish>>,
+}
+
+/// One `[[userspace.publish]]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawPublish {
+    #[serde(default)]
+    pub protocol: Option<String>,
+    pub port: i64,
+    pub to: String,
+}
+
 /// `[dangerous]`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawDangerous {
     pub keep_privileges: Value<bool>,
     pub certificate_life: Value<i64>,
+    pub open_proxy: Value<bool>,
 }

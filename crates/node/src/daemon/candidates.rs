@@ -15,7 +15,6 @@ use crate::onion_candidates::{Observed, candidate};
 
 /// Ourselves, all members with a role, and what lies between them.
 #[derive(Debug, Clone)]
-#[allow(dead_code, reason = "paths are chosen from it")]
 pub(super) struct OnionWorld {
     pub(super) own: Own,
     pub(super) candidates: Vec<Candidate>,
@@ -28,8 +27,7 @@ fn micros(time: std::time::Duration) -> u32 {
 
 impl Daemon {
     /// As of now. The work grows with the members that have a role.
-    #[allow(dead_code, reason = "paths are chosen from it")]
-    pub(super) fn onion_world(&self) -> OnionWorld {
+        pub(super) fn onion_world(&self) -> OnionWorld {
         let (now, unix) = (self.now(), unix_now().as_secs());
         let mut candidates = Vec::new();
         let mut measurements = Measurements::default();

@@ -5,7 +5,6 @@
 //! Invariants: the kill switch is in force before anything else changes; names
 //! are passed on to the exit only while the machine is connected. Each call
 //! takes some 30 ms. Deliberately not here: when to connect, and to what.
-#![expect(dead_code, reason = "called once there are paths to connect to")]
 
 use ipnet::IpNet;
 

@@ -18,7 +18,7 @@ use warren_control::descriptor::{ClientRecord, MAX_ENDPOINTS};
 use warren_control::identity::IdentityKey;
 use warren_control::join_code::JoinCode;
 use warren_os::privileges::{self, Kept};
-use warren_os::tun::Tun;
+use warren_os::tun::{TunOffloads, TunQueue};
 use warren_proto::engine::{Engine, EngineConfig};
 use warren_proto::link::event::ToEngine;
 use warren_proto::link::tables::Tables;
@@ -26,6 +26,7 @@ use warren_proto::noise::StaticKey;
 use warren_types::api::Event;
 use warren_types::{DropCounters, LinkPublicKey};
 
+use super::interface::{self, Interface};
 use super::membership::{self, Standing};
 use super::mesh::{Mesh, client_peer};
 use super::names::Names;
@@ -81,8 +82,8 @@ pub async fn run(start: Start) -> Ended {
     let underlay = startup::bind(&config, pairs)?;
     let tcp_listener = startup::bind_tcp(&config)?;
     let tcp_port = tcp_listener.as_ref().and_then(|l| l.local_addr().ok()).map(|a| a.port());
-    let tun = startup::open_tun(&config, pairs)?;
-    let interface = tun.name().to_owned();
+    let packets = Interface::open(&config, pairs)?;
+    let interface = packets.name().to_owned();
     let mtu = config.interface_mtu();
 
     let identity = Arc::new(store.identity(&mut OsRandom)?);
@@ -95,15 +96,16 @@ pub async fn run(start: Start) -> Ended {
         (None, Some(code)) => join(&store, &config, &identity, &link_key, code).await?,
     };
     let prefixes = membership::prefixes(&standing.member.network);
-    startup::configure(&interface, mtu, &standing.member.addresses, &prefixes)?;
+    packets.configure(mtu, &standing.member.addresses, &prefixes)?;
     if fresh {
         membership::save(&store, &standing)?;
     }
     let mut names =
         Names::prepare(&config, identity.id(), &standing.member, &prefixes, &interface).await;
     let listener = api::bind(&config.api_socket())?;
-    let wg_tool = wg_socket(&interface);
-    let host = companion(&config);
+    let host = if config.userspace.is_none() { companion(&config) } else { None };
+    // Without an interface there is nothing for WireGuard's tools to name.
+    let wg_tool = config.userspace.is_none().then(|| wg_socket(&interface)).flatten();
     confine(&config, wg_tool.as_ref().map(|s| s.path().to_owned()));
 
     let epoch = Instant::now();
@@ -119,8 +121,9 @@ pub async fn run(start: Start) -> Ended {
     let (handshakes, handshakes_in) = mpsc::channel(HANDSHAKES);
     let (quic, quic_in) = mpsc::channel(QUIC);
     let (links, links_in) = mpsc::channel(LINK_EVENTS);
+    let (tun_queues, offloads, stack) = packets.split();
     let workers = spawn_workers(
-        tun,
+        (tun_queues, offloads),
         &underlay,
         tables,
         drops.clone(),
@@ -129,6 +132,8 @@ pub async fn run(start: Start) -> Ended {
         epoch,
     )?;
     let sender = workers.sender();
+    let own = interface::addresses(&standing.member.addresses, mtu, &prefixes);
+    let userspace = stack.map(|stack| stack.start(own, names.zone())).transpose()?;
 
     let clients = store.clients()?;
     for client in &clients {
@@ -218,6 +223,7 @@ pub async fn run(start: Start) -> Ended {
         epoch,
         engine,
         workers,
+        userspace,
         sender,
         drops,
         mesh,
@@ -404,7 +410,7 @@ async fn join_nearby(
 }
 
 fn spawn_workers(
-    tun: Tun,
+    (tun_queues, offloads): (Vec<TunQueue>, TunOffloads),
     underlay: &startup::Underlay,
     tables: Arc<Tables>,
     drops: Arc<DropCounters>,
@@ -412,9 +418,8 @@ fn spawn_workers(
     engine: &Engine,
     epoch: Instant,
 ) -> Result<Workers, Fault> {
-    let offloads = tun.offloads();
     Workers::spawn(WorkerConfig {
-        queues: tun.into_queues(),
+        queues: tun_queues,
         offloads,
         sockets: underlay.sockets.clone(),
         tables,

@@ -200,11 +200,6 @@ impl Mesh {
         }
     }
 
-    /// Prefixes that are reached through members.
-    pub(super) fn subnet_prefixes(&self) -> impl Iterator<Item = IpNet> {
-        self.subnets.values().flatten().copied()
-    }
-
     /// The member with an overlay IPv6 address.
     pub(super) fn at(&self, place: Ipv6Addr) -> Option<NodeId> {
         self.places.get(&place).copied()

@@ -13,6 +13,7 @@ mod candidates;
 mod clients;
 mod explain;
 mod host;
+mod interface;
 mod launch;
 mod membership;
 mod mesh;
@@ -48,6 +49,7 @@ use crate::random::OsRandom;
 use crate::start::Ended;
 use crate::store::{Member, Store};
 use crate::transport::{ControlEvent, ControlHandle, PeerConnected};
+use crate::userspace::Userspace;
 use crate::workers::{DatagramSender, Workers};
 use mesh::{Mesh, Owner};
 
@@ -94,6 +96,8 @@ struct Daemon {
     epoch: Instant,
     engine: Engine,
     workers: Workers,
+    /// The stack, in userspace mode.
+    userspace: Option<Userspace>,
     sender: DatagramSender,
     drops: Arc<DropCounters>,
     mesh: Mesh,
@@ -569,7 +573,9 @@ impl Daemon {
         told
     }
 
-    async fn end(self) -> Ended {
+    async fn end(mut self) -> Ended {
+        self.end_onion();
+        self.flush();
         let leave = self.ending == Some(Ending::Leave);
         let control = async {
             if leave {
@@ -582,6 +588,7 @@ impl Daemon {
         // Puts back what was changed on this machine, while the interface is
         // still there.
         drop(self.host);
+        drop(self.userspace);
         drop(self.workers);
         if leave { self.store.wipe() } else { Ok(()) }
     }

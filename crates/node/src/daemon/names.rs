@@ -58,6 +58,14 @@ impl Names {
             return names;
         }
         let zone = Zone::new(&member.name, &member.network.name, prefixes.to_vec());
+        if config.userspace.is_some() {
+            // The proxies ask the zone; nobody else can reach a server of ours.
+            names.zone = zone.ok().map(SharedZone::new);
+            names.put(own, names.entries.clone());
+            names.status.hint =
+                Some("names are for programs that use the proxies of this node".to_owned());
+            return names;
+        }
         let bound = dns::bind(&member.addresses).await;
         let (zone, sockets) = match (zone, bound) {
             (Ok(zone), Ok(sockets)) => (zone, sockets),
@@ -92,6 +100,11 @@ impl Names {
         if let (Some(sockets), Some(zone)) = (self.sockets.take(), &self.zone) {
             dns::serve(sockets, zone, &self.forwarding);
         }
+    }
+
+    /// The names, for the proxies.
+    pub(super) fn zone(&self) -> Option<SharedZone> {
+        self.zone.clone()
     }
 
     fn put(&self, id: NodeId, entries: Vec<Entry>) {

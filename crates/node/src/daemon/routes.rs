@@ -147,6 +147,13 @@ impl Daemon {
     }
 
     fn advertise(&mut self, prefixes: &[IpNet]) -> Result<Vec<String>, ApiError> {
+        if self.userspace.is_some() {
+            return Err(ApiError::Conflict(
+                "a node in userspace mode forwards nothing into other networks: offer them from a \
+                 node with an interface, or publish single ports with --publish"
+                    .to_owned(),
+            ));
+        }
         let mut wanted: BTreeSet<IpNet> = self.subnets.advertised.iter().copied().collect();
         for prefix in prefixes {
             check_route(self.member.network.id, *prefix)
@@ -387,7 +394,9 @@ impl Daemon {
 
     /// Nobody is looked for where the kernel's routes lead into the tunnel.
     fn avoid_looping(&mut self, local: Vec<IpNet>) {
-        let prefixes: Vec<IpNet> = self.subnets.installed.iter().copied().collect();
+        // Without an interface the kernel has none.
+        let installed = self.subnets.installed.iter().copied();
+        let prefixes: Vec<IpNet> = installed.filter(|_| self.userspace.is_none()).collect();
         let except = if prefixes.is_empty() { Vec::new() } else { local };
         let looping = Looping { prefixes, except };
         self.looping_untold |= self.mesh.set_looping(looping.clone());
@@ -401,6 +410,11 @@ impl Daemon {
         let wanted: BTreeSet<IpNet> = self.subnets.in_force.keys().copied().collect();
         if wanted == self.subnets.installed {
             return;
+        }
+        if self.userspace.is_some() {
+            // The stack routes by itself; the kernel has no part in it.
+            self.subnets.installed = wanted;
+            return self.readdress_stack();
         }
         let opened = Netlink::open().and_then(|mut netlink| {
             let index = netlink.link_index(&self.interface)?;

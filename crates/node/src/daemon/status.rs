@@ -37,7 +37,10 @@ impl Daemon {
                 listen: self.listen,
                 interface: self.interface.clone(),
                 mtu: self.mtu,
-                mode: self.workers.mode(),
+                mode: match &self.userspace {
+                    Some(userspace) => format!("{} {}", userspace.mode(), self.workers.outside()),
+                    None => self.workers.mode(),
+                },
                 uptime_s: self.epoch.elapsed().as_secs(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 certificate_expires_s: expires,

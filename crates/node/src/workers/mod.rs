@@ -137,13 +137,13 @@ impl Workers {
 
     /// What is in use, for people: `tun(vnet_hdr,csum,tso,uso) udp(gso,gro) workers=1`.
     pub fn mode(&self) -> String {
+        format!("tun({}) {}", self.offloads, self.outside())
+    }
+
+    /// The part of it that is about the underlay.
+    pub fn outside(&self) -> String {
         let udp = self.sockets.first().map(|socket| socket.offloads().to_string());
-        format!(
-            "tun({}) udp({}) workers={}",
-            self.offloads,
-            udp.unwrap_or_default(),
-            self.sockets.len()
-        )
+        format!("udp({}) workers={}", udp.unwrap_or_default(), self.sockets.len())
     }
 
     /// Sends on the same sockets, to mesh addresses too.

@@ -223,10 +223,6 @@ impl SendChain {
         let (suite, key) = (self.suite, &self.current.key);
         self.tail.get_or_insert_with(|| Prf::new(suite, key)).add_tail(counter, text);
     }
-
-    pub(super) fn cool(&mut self) {
-        (self.current.made, self.tail) = (None, None);
-    }
 }
 
 /// One epoch at its receiver, with the numbers that came in it.

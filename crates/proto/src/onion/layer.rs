@@ -127,10 +127,6 @@ impl ForwardClient {
             prefix: secrets.forward_prefix,
         }
     }
-
-    pub(super) fn cool(&mut self) {
-        self.chain.cool();
-    }
 }
 
 /// Where the text of a cell for the last of `hops` hops begins, in a buffer

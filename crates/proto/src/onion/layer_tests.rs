@@ -109,7 +109,6 @@ fn epochs_change_without_a_word_and_old_ones_end() {
         let result = chain.hops[0].open(&very_late, &mut out, 10_000);
         assert_eq!(result, Err(CellError::Forged), "{suite}: the epoch before has ended");
         chain.hops.iter_mut().for_each(ForwardHop::cool);
-        chain.forward.iter_mut().for_each(ForwardClient::cool);
         let mut buffer = vec![0; SEAL_BUFFER];
         seal_forward(&mut chain.forward[..], &mut buffer, 1 + super::super::keys::EPOCH_MS);
         buffer.truncate(BODY_LEN);

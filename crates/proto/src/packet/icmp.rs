@@ -24,6 +24,10 @@ pub enum Answer {
     HostUnreachable,
     /// The hop limit ran out while forwarding.
     HopLimitExceeded,
+    /// Nobody listens on that port.
+    PortUnreachable,
+    /// A policy refuses it.
+    Prohibited,
 }
 
 /// The answer to `packet`, a complete packet whose layout is `ip`, sent from
@@ -60,6 +64,8 @@ fn answer_v4(ip: &Ip, packet: &[u8], from: Option<IpAddr>, why: Answer) -> Vec<u
         Answer::NoRoute => (3, 0, 0),
         Answer::HostUnreachable => (3, 1, 0),
         Answer::HopLimitExceeded => (11, 0, 0),
+        Answer::PortUnreachable => (3, 3, 0),
+        Answer::Prohibited => (3, 13, 0),
     };
     let quoted = &packet[..packet.len().min(MAX_V4 - 28)];
     let mut out = Vec::with_capacity(28 + quoted.len());
@@ -86,6 +92,8 @@ fn answer_v6(ip: &Ip, packet: &[u8], from: Option<IpAddr>, why: Answer) -> Vec<u
         Answer::NoRoute => (1, 0, 0),
         Answer::HostUnreachable => (1, 3, 0),
         Answer::HopLimitExceeded => (3, 0, 0),
+        Answer::PortUnreachable => (1, 4, 0),
+        Answer::Prohibited => (1, 1, 0),
     };
     let quoted = &packet[..packet.len().min(MAX_V6 - 48)];
     let len = 8 + quoted.len();
@@ -145,7 +153,13 @@ mod tests {
         for v6 in [false, true] {
             let packet = tcp_packet(v6, 1, 0x10, b"x", 0);
             let ip = Ip::parse(&packet).unwrap();
-            for why in [Answer::NoRoute, Answer::HostUnreachable, Answer::HopLimitExceeded] {
+            for why in [
+                Answer::NoRoute,
+                Answer::HostUnreachable,
+                Answer::HopLimitExceeded,
+                Answer::PortUnreachable,
+                Answer::Prohibited,
+            ] {
                 let reply = answer(&ip, &packet, None, why).unwrap();
                 let reply_ip = Ip::parse(&reply).unwrap();
                 assert_eq!(answer(&reply_ip, &reply, None, why), None);

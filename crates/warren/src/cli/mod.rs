@@ -17,6 +17,7 @@ mod service_unit;
 mod status;
 mod story;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ use warren_node::config::{
     default_state_dir,
 };
 use warren_node::fault::{Fault, FaultKind};
+use warren_node::userspace::Publish;
 use warren_types::{NetworkName, NodeName, Suite};
 
 use crate::demo;
@@ -234,6 +236,23 @@ pub(crate) struct Flags {
     /// Do not ask the router for a port.
     #[arg(long)]
     no_port_mapping: bool,
+    /// Run without an interface and without privileges; programs use the mesh through
+    /// --socks and --http.
+    #[arg(long)]
+    userspace: bool,
+    /// Serve SOCKS5 here (with --userspace), such as 127.0.0.1:1080.
+    #[arg(long, value_name = "ADDR:PORT")]
+    socks: Option<SocketAddr>,
+    /// Serve HTTP CONNECT here (with --userspace), such as 127.0.0.1:8080.
+    #[arg(long, value_name = "ADDR:PORT")]
+    http: Option<SocketAddr>,
+    /// File whose first line is the password of both proxies.
+    #[arg(long, value_name = "FILE")]
+    proxy_password_file: Option<PathBuf>,
+    /// Pass a port of this node's addresses to a local socket (with --userspace), such as
+    /// tcp:80=127.0.0.1:8080; can be repeated.
+    #[arg(long, value_name = "PROTOCOL:PORT=ADDR:PORT")]
+    publish: Vec<Publish>,
     /// Form of log lines on standard error: text (default) or json.
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
@@ -258,6 +277,11 @@ impl Flags {
             no_dns: self.no_dns,
             no_lan_discovery: self.no_lan_discovery,
             no_port_mapping: self.no_port_mapping,
+            userspace: self.userspace,
+            socks: self.socks,
+            http: self.http,
+            proxy_password_file: self.proxy_password_file,
+            publish: self.publish,
             log_format: self.log_format,
             log_level: self.log_level,
         };
@@ -385,6 +409,9 @@ mod tests {
             "up --no-dns --no-lan-discovery --no-port-mapping",
             "up --endpoint vpn.example.org:9277 --endpoint 192.0.2.1:9277 --workers 2",
             "join warren1abc --name gpu-2",
+            "up --userspace --socks 127.0.0.1:1080 --http 127.0.0.1:8080",
+            "up --userspace --socks 0.0.0.0:1080 --proxy-password-file p",
+            "up --userspace --publish tcp:80=127.0.0.1:8080 --publish udp:53=[::1]:5353",
             "invite --expires 1h --uses 3 --qr",
             "status --json",
             "events --follow --json",

@@ -23,6 +23,7 @@ mod mesh;
 mod names;
 mod nat;
 mod network;
+mod onion;
 mod relay;
 mod roles;
 mod rotation;
@@ -30,6 +31,8 @@ mod router;
 mod stock;
 mod story;
 mod tunnel;
+mod userspace;
+mod userspace_exit;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -116,6 +119,8 @@ fn main() -> ExitCode {
             rotation::SCENARIOS,
             host::SCENARIOS,
             exit::SCENARIOS,
+            onion::SCENARIOS,
+            userspace::SCENARIOS,
         ],
         [LONG, nat::LONG, failover::LONG, churn::LONG, rotation::LONG, host::LONG].to_vec(),
     );

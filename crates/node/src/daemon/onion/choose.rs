@@ -3,15 +3,14 @@
 
 use std::time::Duration;
 
-use warren_proto::engine::LinkState;
+use warren_proto::link::relay::NodeSuffix;
 use warren_proto::onion::client::{Hop, Purpose};
 use warren_proto::selection::{
-    Avoid, Candidate, Choice, Constraints, ExitChoice, Input, Measure, Measurements, Outcome, Own,
-    Seed, SelectionError, explain,
+    Avoid, Choice, Constraints, ExitChoice, Input, Outcome, Seed, SelectionError, explain,
 };
-use warren_proto::link::relay::NodeSuffix;
 use warren_types::NodeId;
 
+use super::super::candidates::OnionWorld;
 use super::super::{Daemon, unix_now};
 use crate::random::OsRandom;
 
@@ -23,88 +22,23 @@ const FAILURE: Duration = Duration::from_secs(600);
 const FAILED: f32 = 0.25;
 
 impl Daemon {
-    /// All members with a role, as far as we know them.
-    pub(super) fn candidates(&self) -> Vec<Candidate> {
-        let now = unix_now().as_secs();
-        let members = self.mesh.members();
-        members
-            .filter_map(|view| {
-                let onion = view.onion()?;
-                let body = &view.descriptor.body;
-                let id = view.id();
-                let stats = self.engine.stats(&body.link_key, self.now());
-                let unreachable =
-                    stats.as_ref().is_some_and(|stats| stats.state == LinkState::Unreachable);
-                let direct = stats.as_ref().and_then(|stats| {
-                    let rtt_us = stats.rtt?.as_micros().min(u128::from(u32::MAX)) as u32;
-                    Some(Measure { rtt_us, loss: stats.loss.unwrap_or(0.0) as f32 })
-                });
-                let failed = self.onion.failures.get(&id).map(|at| at.elapsed());
-                let reputation = match failed.filter(|since| *since < FAILURE) {
-                    Some(since) => {
-                        let healed = since.as_secs_f32() / FAILURE.as_secs_f32();
-                        FAILED + (1.0 - FAILED) * healed
-                    }
-                    None => 1.0,
-                };
-                let load = self
-                    .mesh
-                    .place(id)
-                    .and_then(|place| self.routing.router.links_of(place))
-                    .map_or(0.0, |links| f32::from(links.load) / 255.0);
-                Some(Candidate {
-                    id,
-                    name: view.name.clone(),
-                    roles: onion.roles,
-                    place: onion.place.clone(),
-                    family: onion.family.clone(),
-                    addresses: body.endpoints.iter().map(|endpoint| endpoint.ip()).collect(),
-                    bandwidth: onion.bandwidth,
-                    load,
-                    uptime_s: onion.uptime(now),
-                    draining: onion.draining,
-                    exit_policy: onion.exit_policy.clone(),
-                    reputation,
-                    direct,
-                    has_key: onion.key_at(now).is_some(),
-                    unreachable,
-                    age_s: now.saturating_sub(body.issued),
-                })
-            })
-            .collect()
-    }
-
-    /// What members with a role told of the links between them.
-    fn measurements(&self, candidates: &[Candidate]) -> Measurements {
-        let mut all = Measurements::default();
-        for candidate in candidates {
-            let said = self
-                .mesh
-                .place(candidate.id)
-                .and_then(|place| self.routing.router.links_of(place));
-            for (to, metric) in said.map(|said| &said.links[..]).unwrap_or_default() {
-                let Some(other) = self.mesh.at(*to) else { continue };
-                let rtt_us = metric.rtt.as_micros().min(u128::from(u32::MAX)) as u32;
-                all.insert(candidate.id, other, Measure { rtt_us, loss: metric.loss });
+    /// Nodes, ourselves, and what lies between; those that failed us lately have
+    /// less of a name.
+    fn world(&self) -> OnionWorld {
+        let mut world = self.onion_world();
+        for candidate in &mut world.candidates {
+            let failed = self.onion.failures.get(&candidate.id).map(|at| at.elapsed());
+            if let Some(since) = failed.filter(|since| *since < FAILURE) {
+                let healed = since.as_secs_f32() / FAILURE.as_secs_f32();
+                candidate.reputation *= FAILED + (1.0 - FAILED) * healed;
             }
         }
-        all
-    }
-
-    pub(super) fn own_for_selection(&self) -> Own {
-        let settings = self.roles_report().settings;
-        Own {
-            id: self.id,
-            family: settings.family,
-            addresses: self.told.iter().map(|endpoint| endpoint.ip()).collect(),
-            place: settings.place,
-        }
+        world
     }
 
     /// Chooses by `constraints`; what went into it is kept when `keep`.
     fn select(&mut self, constraints: &Constraints, keep: bool) -> Result<Choice, SelectionError> {
-        let (own, candidates) = (self.own_for_selection(), self.candidates());
-        let measurements = self.measurements(&candidates);
+        let OnionWorld { own, candidates, measurements } = self.world();
         let now = unix_now().as_secs();
         if self.onion.guards.maintain(&own, &candidates, now, &mut OsRandom)
             && let Err(error) = self.store.save_list(GUARDS, &self.onion.guards)

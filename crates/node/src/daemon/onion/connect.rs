@@ -11,11 +11,10 @@ use warren_types::api::{ConnectRequest, Event};
 use warren_types::{Action, Coordinates, Country, Family, NodeId, Place, Protocol, Region};
 
 use super::super::Daemon;
+use super::super::host::Connection;
 use crate::api::ApiError;
-use crate::host::plan::{
-    ControlGroup, INNER_MTU, PolicyRule, RESOLVER_V4, RESOLVER_V6, SplitMode, Transport,
-};
-use crate::host::{ConnectPlan, ExitPlan, KillSwitchPlan, ResolverPlan, Split, TakeoverPlan};
+use crate::host::Split;
+use crate::host::plan::{ControlGroup, PolicyRule, SplitMode, Transport};
 use crate::random::OsRandom;
 
 /// The file of the wanted session.
@@ -67,6 +66,17 @@ fn split_of(request: &ConnectRequest) -> Result<Split, ApiError> {
         }
     }
     Ok(split)
+}
+
+/// What the request means for the machine.
+fn connection(request: &ConnectRequest) -> Result<Connection, ApiError> {
+    let split = split_of(request)?;
+    Ok(Connection {
+        kill_switch: request.kill_switch,
+        lan: request.lan,
+        resolver: !request.keep_dns && split.takes_all(),
+        split,
+    })
 }
 
 impl Daemon {
@@ -164,33 +174,10 @@ impl Daemon {
         })
     }
 
-    fn connect_plan(&self, request: &ConnectRequest) -> Result<ConnectPlan, ApiError> {
-        let split = split_of(request)?;
-        let interface = self.interface.clone();
-        let mut mesh = self.prefixes.clone();
-        mesh.extend(self.mesh.subnet_prefixes());
-        let mut takeover = TakeoverPlan::new(&interface, mesh);
-        takeover.split = split.clone();
-        takeover.lan_allowed = request.lan;
-        Ok(ConnectPlan {
-            kill_switch: request.kill_switch.then(|| KillSwitchPlan {
-                interface: interface.clone(),
-                lan: request.lan,
-                split: split.clone(),
-            }),
-            takeover,
-            resolver: (!request.keep_dns && split.takes_all()).then(|| ResolverPlan {
-                interface,
-                servers: vec![RESOLVER_V4.into(), RESOLVER_V6.into()],
-                mesh: None,
-            }),
-        })
-    }
-
     /// Begins a session, or goes on with other wishes.
     pub(in super::super) fn connect(&mut self, request: ConnectRequest) -> Result<(), ApiError> {
         let constraints = self.constraints(&request)?;
-        let plan = self.connect_plan(&request)?;
+        let wanted = connection(&request)?;
         if self.host.is_none() && !request.proxy_only {
             return Err(ApiError::NotAllowed(
                 "this daemon may not change the machine's routes: run it as root or with \
@@ -211,14 +198,12 @@ impl Daemon {
             }
             return Err(ApiError::Conflict(text));
         }
-        self.begin(request, &plan)
+        self.begin(request, &wanted)
     }
 
-    fn begin(&mut self, request: ConnectRequest, plan: &ConnectPlan) -> Result<(), ApiError> {
-        if !request.proxy_only
-            && let Some(host) = &mut self.host
-        {
-            host.connect(plan).map_err(|fault| ApiError::Failed(fault.to_string()))?;
+    fn begin(&mut self, request: ConnectRequest, wanted: &Connection) -> Result<(), ApiError> {
+        if !request.proxy_only && self.host.is_some() {
+            self.connect_machine(wanted).map_err(|fault| ApiError::Failed(fault.to_string()))?;
         }
         if let Err(error) = self.store.save_list(SESSION, &Some(&request)) {
             tracing::warn!(%error, "a restarted daemon will not connect again");
@@ -244,8 +229,8 @@ impl Daemon {
         if let Err(error) = self.store.save_list(SESSION, &None::<ConnectRequest>) {
             tracing::warn!(%error, "a restarted daemon may connect again");
         }
-        if let Some(host) = &mut self.host {
-            host.disconnect(false).map_err(|fault| ApiError::Failed(fault.to_string()))?;
+        if self.host.is_some() {
+            self.disconnect_machine(false).map_err(|fault| ApiError::Failed(fault.to_string()))?;
         }
         if was_on {
             self.events.publish(Event::OnionDisconnected {});
@@ -292,10 +277,10 @@ impl Daemon {
         }
         let Some(request) = self.onion.request.clone() else { return };
         let wish = self.constraints(&request);
-        let began = match (wish, self.connect_plan(&request)) {
-            (Ok(constraints), Ok(plan)) => {
+        let began = match (wish, connection(&request)) {
+            (Ok(constraints), Ok(wanted)) => {
                 self.onion.constraints = constraints;
-                self.begin(request, &plan)
+                self.begin(request, &wanted)
             }
             (Err(error), _) | (_, Err(error)) => Err(error),
         };
@@ -307,19 +292,16 @@ impl Daemon {
     /// Serves as an exit, or not. False when it is not in force.
     pub(super) fn keep_exit(&mut self, wanted: bool) -> bool {
         if !wanted {
-            if self.onion.exit_plan.take().is_some()
-                && let Some(host) = &mut self.host
-                && let Err(fault) = host.exit_down()
+            if self.onion.exit_policy.take().is_some()
+                && let Err(fault) = self.exit_machine_down()
             {
                 tracing::warn!(%fault, "not all of the exit could be taken back");
             }
             self.notices.remove("exit");
             return false;
         }
-        let mut plan = ExitPlan::new(&self.interface, self.prefixes.clone());
-        plan.mtu = INNER_MTU;
         let policy = self.roles_report().settings.exit_policy.unwrap_or_default();
-        plan.policy = policy
+        let policy: Vec<PolicyRule> = policy
             .effective_rules()
             .into_iter()
             .map(|rule| PolicyRule {
@@ -333,18 +315,12 @@ impl Daemon {
                     .then_some(rule.ports.first..=rule.ports.last),
             })
             .collect();
-        if self.onion.exit_plan.as_ref() == Some(&plan) {
+        if self.onion.exit_policy.as_ref() == Some(&policy) {
             return true;
         }
-        let up = match &mut self.host {
-            Some(host) => host.exit_up(&plan).map(drop).map_err(|fault| fault.to_string()),
-            None => Err("this daemon may not change the machine's rules: run it as root or with \
-                         CAP_NET_ADMIN"
-                .to_owned()),
-        };
-        match up {
-            Ok(()) => {
-                self.onion.exit_plan = Some(plan);
+        match self.exit_machine(policy.clone()) {
+            Ok(_) => {
+                self.onion.exit_policy = Some(policy);
                 self.notices.remove("exit");
                 true
             }

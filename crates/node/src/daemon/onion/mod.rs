@@ -33,7 +33,7 @@ use warren_types::{NodeId, Role, Suite};
 
 use super::Daemon;
 use super::mesh::Mesh;
-use crate::host::ExitPlan;
+use crate::host::plan::PolicyRule;
 use crate::random::OsRandom;
 
 /// What this node has to do with onion paths.
@@ -51,7 +51,7 @@ pub(super) struct Onion {
     names: HashMap<u64, Vec<String>>,
     /// Exits and relays that failed lately, and when.
     failures: HashMap<NodeId, Instant>,
-    exit_plan: Option<ExitPlan>,
+    exit_policy: Option<Vec<PolicyRule>>,
     proving: Option<proof::Proving>,
 }
 
@@ -76,7 +76,7 @@ impl Onion {
             ipv6: false,
             names: HashMap::new(),
             failures: HashMap::new(),
-            exit_plan: None,
+            exit_policy: None,
             proving: None,
         }
     }
@@ -111,10 +111,6 @@ impl Daemon {
 
     fn now_ms(&self) -> u64 {
         self.now_us() / 1000 + 1
-    }
-
-    fn around(&self) -> Around<'_> {
-        Around { routes: self.onion.routes(), mesh: &self.mesh }
     }
 
     /// A circuit begins or ends.

@@ -1,0 +1,124 @@
+//! Own addresses, and which of them a connection leaves from.
+//!
+//! In: the mesh's prefixes and this node's addresses in it, the inner addresses
+//! of a path out of the mesh while there is one. Out: the source for a
+//! destination ([`Addresses::source_for`]), or why there is none. Pure.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+/// MTU of paths out of the mesh, bytes: what an inner packet may have.
+pub const ONION_MTU: usize = 1280;
+
+/// The addresses the stack answers to. Changes at run time as a whole.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// This node's, in the mesh.
+    pub mesh: Vec<IpAddr>,
+    /// What is reached over the mesh: the overlay's prefixes, and networks
+    /// behind other members.
+    pub prefixes: Vec<IpNet>,
+    /// MTU of the mesh, bytes.
+    pub mesh_mtu: usize,
+    /// Inner addresses of a path out of the mesh; none while not connected.
+    pub onion: Vec<IpAddr>,
+}
+
+/// Where a connection leaves from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Source {
+    /// Our address.
+    pub address: IpAddr,
+    /// Longest packet, bytes.
+    pub mtu: usize,
+}
+
+/// Why a destination has no source address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NoSource {
+    /// Not in the mesh, and no way out.
+    #[error("it is not in the mesh, and there is no path out of the mesh")]
+    NotConnected,
+    /// This node has no address of that family there.
+    #[error("this node has no address of that family")]
+    NoFamily,
+    /// Multicast, broadcast, unspecified or loopback.
+    #[error("no connection can be made to such an address")]
+    NotUnicast,
+}
+
+impl Addresses {
+    /// True for an address of ours.
+    pub fn is_own(&self, address: IpAddr) -> bool {
+        self.mesh.contains(&address) || self.onion.contains(&address)
+    }
+
+    /// True for destinations inside the mesh.
+    pub fn in_mesh(&self, address: IpAddr) -> bool {
+        self.mesh.contains(&address) || self.prefixes.iter().any(|p| p.contains(&address))
+    }
+
+    /// The address from which `destination` is reached: ours in the mesh for
+    /// what is in the mesh, else the inner address of the path out of it.
+    ///
+    /// # Errors
+    /// [`NoSource`].
+    pub fn source_for(&self, destination: IpAddr) -> Result<Source, NoSource> {
+        if !is_unicast(destination) {
+            return Err(NoSource::NotUnicast);
+        }
+        let (own, mtu) = if self.is_own(destination) {
+            return Ok(Source { address: destination, mtu: self.mesh_mtu.max(ONION_MTU) });
+        } else if self.in_mesh(destination) {
+            (&self.mesh, self.mesh_mtu)
+        } else if self.onion.is_empty() {
+            return Err(NoSource::NotConnected);
+        } else {
+            (&self.onion, ONION_MTU)
+        };
+        let same = own.iter().find(|own| own.is_ipv4() == destination.is_ipv4());
+        let address = same.copied().ok_or(NoSource::NoFamily)?;
+        Ok(Source { address, mtu })
+    }
+}
+
+/// True for an address that names one host that is not this one.
+pub(super) fn is_unicast(address: IpAddr) -> bool {
+    let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
+    !(broadcast || address.is_multicast() || address.is_unspecified() || address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_source_follows_the_destination() {
+        let mut own = Addresses {
+            mesh: vec![ip("100.64.0.1"), ip("fd12::1")],
+            prefixes: vec!["100.64.0.0/10".parse().unwrap(), "192.168.7.0/24".parse().unwrap()],
+            mesh_mtu: 1420,
+            onion: Vec::new(),
+        };
+        let mesh = |address| Ok(Source { address: ip(address), mtu: 1420 });
+        assert_eq!(own.source_for(ip("100.64.9.9")), mesh("100.64.0.1"));
+        assert_eq!(own.source_for(ip("192.168.7.3")), mesh("100.64.0.1"));
+        assert_eq!(own.source_for(ip("fd12::1")), mesh("fd12::1"), "to itself");
+        assert_eq!(own.source_for(ip("198.51.100.1")), Err(NoSource::NotConnected));
+        assert_eq!(own.source_for(ip("2001:db8::1")), Err(NoSource::NotConnected));
+        for bad in ["0.0.0.0", "255.255.255.255", "224.0.0.1", "127.0.0.1", "::1", "ff02::1"] {
+            assert_eq!(own.source_for(ip(bad)), Err(NoSource::NotUnicast), "{bad}");
+        }
+        own.onion = vec![ip("192.0.0.2")];
+        let out = Source { address: ip("192.0.0.2"), mtu: ONION_MTU };
+        assert_eq!(own.source_for(ip("198.51.100.1")), Ok(out));
+        assert_eq!(own.source_for(ip("2001:db8::1")), Err(NoSource::NoFamily));
+        assert_eq!(own.source_for(ip("100.64.9.9")), mesh("100.64.0.1"));
+        assert!(own.is_own(ip("192.0.0.2")));
+    }
+}

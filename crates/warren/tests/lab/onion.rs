@@ -1,0 +1,143 @@
+//! Onion-routed paths on real machines: a client, hops in several countries, and
+//! a server outside of the network that tells where a connection comes from.
+
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use warren_lab::pulse::Pulse;
+use warren_types::api::{OnionReport, OnionState};
+
+use crate::Scenario;
+use crate::mesh::{Actor, Mesh};
+use crate::story::PATIENCE;
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    ("a_path_of_three_hops_leaves_at_the_exit", a_path_of_three_hops),
+];
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Who does what, and where.
+const HOPS: [(&str, &str, &str); 7] = [
+    ("entry-nl", "entry,relay", "nl"),
+    ("entry-fr", "entry,relay", "fr"),
+    ("relay-us", "relay", "us"),
+    ("relay-jp", "relay", "jp"),
+    ("relay-gb", "entry,relay", "gb"),
+    ("exit-de", "exit", "de"),
+    ("exit-sg", "exit", "sg"),
+];
+/// The client is the first of the cast, the server the last.
+const CLIENT: usize = 0;
+const SERVER: usize = HOPS.len() + 1;
+
+/// The whole cast, running.
+pub(crate) fn cast(rtt: Duration) -> Result<Mesh> {
+    let mut names = vec!["client"];
+    names.extend(HOPS.iter().map(|hop| hop.0));
+    names.push("server");
+    let actors: Vec<_> = names.iter().map(|name| Actor::public(name)).collect();
+    let mut mesh = Mesh::hosts(&actors, rtt)?;
+    // The emulated network's addresses are of a range that exits refuse.
+    let rules = mesh.scratch.path().join("exit.rules");
+    std::fs::write(&rules, "allow-private-destinations\nreject *:25\naccept *:*\n")?;
+    for (i, (_, roles, country)) in HOPS.iter().enumerate() {
+        let arguments = &mut mesh.specs[i + 1].arguments;
+        arguments.extend(["--roles", roles, "--region", country].map(Into::into));
+        if roles.contains("exit") {
+            arguments.extend(["--exit-policy".into(), rules.clone().into()]);
+        }
+    }
+    mesh.found(SERVER)?;
+    Ok(mesh)
+}
+
+pub(crate) fn report(mesh: &Mesh, i: usize) -> Result<OnionReport> {
+    Ok(serde_json::from_str(&mesh.node(i).warren(&["path", "show", "--json"])?)?)
+}
+
+fn path(report: &OnionReport) -> Vec<&str> {
+    let active = report.circuits.first().filter(|circuit| circuit.phase == "active");
+    active.map(|c| c.hops.iter().map(|hop| hop.name.as_str()).collect()).unwrap_or_default()
+}
+
+fn place(mesh: &Mesh, name: &str) -> usize {
+    mesh.hosts.iter().position(|host| host.name() == name).expect("one of the cast")
+}
+
+fn server(mesh: &Mesh) -> Ipv4Addr {
+    mesh.places[SERVER].ipv4()
+}
+
+/// The address under which the server sees who connects.
+fn seen_as(mesh: &Mesh) -> Result<IpAddr> {
+    let address = server(mesh);
+    let listener = mesh.hosts[SERVER]
+        .namespace()
+        .run(|| TcpListener::bind((address, 0)))?
+        .context("cannot listen")?;
+    let target = listener.local_addr()?;
+    let client = mesh.hosts[CLIENT].namespace();
+    let stream = client.run(|| TcpStream::connect_timeout(&target, 5 * SECOND))?;
+    let _stream = stream.context("cannot connect")?;
+    Ok(listener.accept()?.1.ip())
+}
+
+fn wait(mesh: &Mesh, what: &str, limit: Duration, is: impl Fn(&OnionReport) -> bool) -> Result<Duration> {
+    let start = Instant::now();
+    loop {
+        let now = report(mesh, CLIENT)?;
+        if is(&now) {
+            return Ok(start.elapsed());
+        }
+        ensure!(
+            start.elapsed() < limit,
+            "{what}: not within {limit:?}: {now:#?}\n{}",
+            mesh.node(CLIENT).warren(&["events"])?
+        );
+        std::thread::sleep(50 * MS);
+    }
+}
+
+fn a_path_of_three_hops() -> Result<()> {
+    let mesh = cast(20 * MS)?;
+    let began = Instant::now();
+    let text = mesh.node(CLIENT).warren(&["connect", "--exit", "de"])?;
+    println!("{text}  after {:.2?}", began.elapsed());
+    let now = report(&mesh, CLIENT)?;
+    ensure!(now.state == OnionState::Connected && now.exit.as_deref() == Some("exit-de"));
+    let hops = path(&now);
+    ensure!(hops.len() == 3 && hops[2] == "exit-de", "{hops:?}");
+    let pulse = Pulse::start(
+        &mesh.hosts[CLIENT],
+        &mesh.hosts[SERVER],
+        server(&mesh).into(),
+        20 * MS,
+        100,
+    )?;
+    let first = pulse.wait_first(PATIENCE).context("nothing comes back")?;
+    println!("  first echo after {first:.2?}");
+    std::thread::sleep(3 * SECOND);
+    let beats = pulse.so_far();
+    let end = pulse.now();
+    let (lost, sent) = beats.lost(end - 2 * SECOND, end - 500 * MS);
+    println!("  {lost} of {sent} lost; RTT {:?}", beats.median_rtt(end - 2 * SECOND, end));
+    ensure!(lost == 0, "{lost} of {sent} lost");
+    let seen = seen_as(&mesh)?;
+    let exit = mesh.places[place(&mesh, "exit-de")].ipv4();
+    ensure!(seen == IpAddr::from(exit), "seen as {seen}, the exit is {exit}");
+    wait(&mesh, "standby and spare", 10 * SECOND, |report| {
+        let phases: Vec<&str> = report.circuits.iter().map(|c| c.phase.as_str()).collect();
+        phases.contains(&"standby") && phases.contains(&"ready")
+    })?;
+    println!("{}", mesh.node(CLIENT).warren(&["path", "show"])?);
+    println!("{}", mesh.node(CLIENT).warren(&["path", "verify"])?);
+    println!("{}", mesh.node(CLIENT).warren(&["path", "explain"])?);
+    mesh.node(CLIENT).warren(&["disconnect"])?;
+    let own = mesh.places[CLIENT].ipv4();
+    let seen = seen_as(&mesh)?;
+    ensure!(seen == IpAddr::from(own), "after disconnect seen as {seen}");
+    Ok(())
+}

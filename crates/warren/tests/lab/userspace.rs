@@ -1,0 +1,578 @@
+//! Members without an interface: programs reach the mesh through proxies, and
+//! the mesh reaches what they publish.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use warren_lab::process::Node;
+use warren_lab::topology::{Host, Pair, Underlay};
+use warren_os::files::TemporaryDir;
+use warren_os::icmp::Pinger;
+
+use crate::names::have;
+use crate::story::{PATIENCE, spec};
+
+pub(crate) const SCENARIOS: &[crate::Scenario] = &[
+    ("programs_reach_the_mesh_through_proxies", programs_reach_the_mesh),
+    ("a_userspace_member_needs_no_privileges", no_privileges),
+    ("datagrams_pass_through_socks", datagrams_pass),
+    ("a_userspace_node_comes_back_after_a_crash", comes_back),
+    ("a_userspace_stream_is_fast", is_fast),
+    ("a_userspace_exit_serves_leases", super::userspace_exit::serves_leases),
+];
+
+const SOCKS: &str = "127.0.0.1:1080";
+const HTTP: &str = "127.0.0.1:8080";
+/// Tells an echoing server to stop.
+const END: &[u8] = b"end of test";
+/// How long a stream may stall.
+const STALLED: Duration = Duration::from_secs(30);
+
+/// A TUN member on the left, one in userspace mode on the right.
+struct Mixed {
+    left: Node,
+    right: Node,
+    scratch: TemporaryDir,
+    pair: Pair,
+}
+
+impl Mixed {
+    fn start(arguments: &[&str]) -> Result<Self> {
+        let pair = Pair::create(1500, Underlay::Direct)?;
+        let scratch = TemporaryDir::create("warren-lab")?;
+        let left = spec(&pair.left, Pair::LEFT, &scratch).up(None, PATIENCE)?;
+        let code = left.join_code(PATIENCE)?;
+        let mut right = spec(&pair.right, Pair::RIGHT, &scratch);
+        right.interface = String::new();
+        let all = ["--userspace", "--socks", SOCKS, "--http", HTTP];
+        right.arguments = all.iter().chain(arguments).map(Into::into).collect();
+        let right = right.join(&code, PATIENCE)?;
+        let mut mixed = Self { left, right, scratch, pair };
+        mixed.right.wait_connected("left", PATIENCE)?;
+        Ok(mixed)
+    }
+
+    /// A connection from the right through its SOCKS proxy, or the code of the
+    /// refusal.
+    fn socks(&self, to: &str, port: u16) -> Result<std::result::Result<TcpStream, u8>> {
+        socks(&self.pair.right, None, &connect_request(to, port)).map(|r| r.map(|(s, _)| s))
+    }
+}
+
+/// A server on a host: each connection sends a line; `N` is answered by N bytes
+/// of a pattern, `S` by the number of bytes that follow, until it is dropped.
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    host: Host,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    pub(crate) fn start(host: &Host, address: SocketAddr) -> Result<Self> {
+        let listener = host.namespace().run(|| TcpListener::bind(address))??;
+        let address = listener.local_addr()?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                if stopped.load(Ordering::Relaxed) {
+                    return;
+                }
+                // A client that breaks off is the test's to notice.
+                std::thread::spawn(move || answer(stream));
+            }
+        });
+        Ok(Self { address, host: host.clone(), stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _woken = self.host.namespace().run(|| TcpStream::connect(self.address));
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Bytes after which the pattern begins anew.
+const PERIOD: usize = 1 << 16;
+
+fn pattern(at: usize) -> u8 {
+    (at ^ (at >> 8)) as u8
+}
+
+/// The pattern twice, so that a period from anywhere in it is one slice.
+fn patterns() -> Vec<u8> {
+    (0..2 * PERIOD).map(pattern).collect()
+}
+
+fn answer(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while !line.ends_with(b"\n") {
+        if stream.read(&mut byte)? == 0 {
+            return Ok(());
+        }
+        line.push(byte[0]);
+    }
+    let text = String::from_utf8_lossy(&line).into_owned();
+    if text.starts_with("S") {
+        let mut buffer = vec![0; 1 << 16];
+        let mut total = 0;
+        loop {
+            match stream.read(&mut buffer)? {
+                0 => break,
+                n => total += n,
+            }
+        }
+        return stream.write_all(total.to_string().as_bytes());
+    }
+    // As HTTP, for programs that speak that; else plain. A head is read whole:
+    // closing with something unread is a reset.
+    let wanted = text.strip_prefix("GET /").and_then(|rest| rest.split(' ').next());
+    let http = wanted.is_some();
+    let bytes: usize = wanted.unwrap_or(text.trim()).parse().unwrap_or_default();
+    if http {
+        let mut end = line;
+        while !end.ends_with(b"\r\n\r\n") && stream.read(&mut byte)? == 1 {
+            end.push(byte[0]);
+        }
+        let head = format!("HTTP/1.0 200 OK\r\nContent-Length: {bytes}\r\n\r\n");
+        stream.write_all(head.as_bytes())?;
+    }
+    let block = patterns();
+    let mut sent = 0;
+    while sent < bytes {
+        let n = PERIOD.min(bytes - sent);
+        stream.write_all(&block[..n])?;
+        sent += n;
+    }
+    Ok(())
+}
+
+fn connect_request(to: &str, port: u16) -> Vec<u8> {
+    request(1, to, port)
+}
+
+fn request(command: u8, to: &str, port: u16) -> Vec<u8> {
+    let mut request = vec![5, command, 0, 3, to.len() as u8];
+    request.extend_from_slice(to.as_bytes());
+    request.extend_from_slice(&port.to_be_bytes());
+    request
+}
+
+/// Speaks SOCKS on a host: the connection with the address it is bound to, or
+/// the code of the refusal.
+fn socks(
+    host: &Host,
+    login: Option<(&str, &str)>,
+    request: &[u8],
+) -> Result<std::result::Result<(TcpStream, SocketAddr), u8>> {
+    let mut stream = host.namespace().run(|| TcpStream::connect(SOCKS))??;
+    stream.set_read_timeout(Some(STALLED))?;
+    stream.set_write_timeout(Some(STALLED))?;
+    let mut two = [0; 2];
+    match login {
+        None => {
+            stream.write_all(&[5, 1, 0])?;
+            stream.read_exact(&mut two)?;
+            if two[1] != 0 {
+                return Ok(Err(two[1]));
+            }
+        }
+        Some((user, password)) => {
+            stream.write_all(&[5, 2, 0, 2])?;
+            stream.read_exact(&mut two)?;
+            ensure!(two == [5, 2], "not asked for the user: {two:?}");
+            let mut login = vec![1, user.len() as u8];
+            login.extend_from_slice(user.as_bytes());
+            login.push(password.len() as u8);
+            login.extend_from_slice(password.as_bytes());
+            stream.write_all(&login)?;
+            stream.read_exact(&mut two)?;
+            if two[1] != 0 {
+                return Ok(Err(two[1]));
+            }
+        }
+    }
+    stream.write_all(request)?;
+    let mut head = [0; 4];
+    stream.read_exact(&mut head)?;
+    let mut bound = vec![0; if head[3] == 4 { 18 } else { 6 }];
+    stream.read_exact(&mut bound)?;
+    let (ip, port) = bound.split_at(bound.len() - 2);
+    let ip: IpAddr = match ip.len() {
+        4 => <[u8; 4]>::try_from(ip)?.into(),
+        _ => <[u8; 16]>::try_from(ip)?.into(),
+    };
+    let port = u16::from_be_bytes([port[0], port[1]]);
+    Ok(if head[1] == 0 { Ok((stream, SocketAddr::new(ip, port))) } else { Err(head[1]) })
+}
+
+/// Takes `bytes` of the pattern from a [`Server`] and checks each.
+pub(crate) fn download(mut stream: TcpStream, bytes: usize) -> Result<()> {
+    stream.write_all(format!("{bytes}\n").as_bytes())?;
+    let (mut buffer, expected) = (vec![0; PERIOD], patterns());
+    let mut got = 0;
+    loop {
+        let n = stream.read(&mut buffer).with_context(|| format!("after {got} bytes"))?;
+        if n == 0 {
+            break;
+        }
+        let right = &expected[got % PERIOD..][..n];
+        ensure!(buffer[..n] == *right, "wrong bytes after {got}");
+        got += n;
+    }
+    ensure!(got == bytes, "{got} bytes of {bytes}");
+    Ok(())
+}
+
+/// Sends `bytes` to a [`Server`], which counts them.
+fn upload(mut stream: TcpStream, bytes: usize) -> Result<()> {
+    stream.write_all(b"S\n")?;
+    let block = vec![7; 1 << 20];
+    let mut sent = 0;
+    while sent < bytes {
+        let n = block.len().min(bytes - sent);
+        stream.write_all(&block[..n])?;
+        sent += n;
+    }
+    stream.shutdown(std::net::Shutdown::Write)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    ensure!(answer == bytes.to_string(), "{answer} bytes of {bytes} arrived");
+    Ok(())
+}
+
+fn direct(host: &Host, to: SocketAddr) -> Result<TcpStream> {
+    let stream = host.namespace().run(|| TcpStream::connect_timeout(&to, STALLED))??;
+    stream.set_read_timeout(Some(STALLED))?;
+    stream.set_write_timeout(Some(STALLED))?;
+    Ok(stream)
+}
+
+fn programs_reach_the_mesh() -> Result<()> {
+    let mixed = Mixed::start(&["--publish", "tcp:80=127.0.0.1:8000", "--log-level", "info"])?;
+    let (left, right) = (&mixed.pair.left, &mixed.pair.right);
+    let status = mixed.right.status()?;
+    ensure!(status.node.mode.starts_with("userspace socks=127.0.0.1:1080"), "{:?}", status.node);
+    let domain = status.names.domain;
+    let any = |port| SocketAddr::new(IpAddr::from([0; 16]), port);
+    let server = Server::start(left, any(9000))?;
+    let port = server.address.port();
+    let name = format!("left.{domain}");
+    let [v4, v6] = [false, true].map(|ipv6| mixed.left.overlay_address(ipv6));
+    let (v4, v6) = (v4?, v6?);
+
+    // By name and by address, each byte checked.
+    for to in [name.as_str(), "left", "LEFT", &v4.to_string(), &v6.to_string()] {
+        let stream = mixed.socks(to, port)?.map_err(|code| anyhow::anyhow!("{to}: {code}"))?;
+        download(stream, 5_000_000).with_context(|| to.to_owned())?;
+    }
+    // Fifty at once.
+    std::thread::scope(|scope| -> Result<()> {
+        let fetch = || -> Result<()> {
+            let stream = mixed.socks(&name, port)?.map_err(|code| anyhow::anyhow!("{code}"))?;
+            download(stream, 1_000_000)
+        };
+        let all: Vec<_> = (0..50).map(|_| scope.spawn(fetch)).collect();
+        for one in all {
+            one.join().unwrap_or_else(|_| bail!("panicked"))?;
+        }
+        Ok(())
+    })?;
+
+    // As programs do it.
+    if have("curl", "curl") {
+        let file = mixed.scratch.path().join("file");
+        let expected: Vec<u8> = (0..50 << 20).map(pattern).collect();
+        let url = format!("http://{name}:{port}/{}", expected.len());
+        for proxy in [format!("socks5h://{SOCKS}"), format!("http://{HTTP}")] {
+            let mut curl = right.command("curl");
+            curl.args(["-sS", "--fail", "--max-time", "60", "--proxytunnel", "--proxy", &proxy]);
+            warren_lab::topology::output_of(curl.arg("-o").arg(&file).arg(&url))?;
+            ensure!(std::fs::read(&file)? == expected, "{proxy}: another file arrived");
+        }
+    }
+
+    // What does not work says why: nobody listens, no such member, not in the
+    // mesh, not served.
+    for (to, port, code) in [
+        ("left", 1, 5),
+        (&v6.to_string(), 1, 5),
+        ("nobody", port, 4),
+        ("example.org", 80, 3),
+        ("10.99.0.1", port, 3),
+        ("127.0.0.1", port, 2),
+        ("224.0.0.1", port, 2),
+    ] {
+        let refused = mixed.socks(to, port)?.err();
+        ensure!(refused == Some(code), "{to}:{port}: {refused:?}, not {code}");
+    }
+    let bind = socks(right, None, &request(2, "left", port))?.err();
+    ensure!(bind == Some(7), "BIND: {bind:?}");
+    for (line, status) in [
+        (format!("CONNECT {name}:1 HTTP/1.1\r\nHost: x\r\n\r\n"), "502"),
+        ("CONNECT left HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), "400"),
+        (format!("GET http://{name}/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"), "405"),
+    ] {
+        let mut stream = right.namespace().run(|| TcpStream::connect(HTTP))??;
+        stream.set_read_timeout(Some(STALLED))?;
+        stream.write_all(line.as_bytes())?;
+        let mut head = [0; 12];
+        stream.read_exact(&mut head)?;
+        ensure!(head.ends_with(status.as_bytes()), "{line}: {}", String::from_utf8_lossy(&head));
+    }
+
+    // The other way: ping, a published port, one that is not, one whose local
+    // server is gone.
+    for ipv6 in [false, true] {
+        let to = mixed.right.overlay_address(ipv6)?;
+        let mut pinger = left.namespace().run(|| Pinger::open(to, 9))??;
+        for size in [0, 56, 1300] {
+            pinger.ping(size, Duration::from_secs(2)).with_context(|| format!("{to} {size}"))?;
+        }
+        let refused = left.namespace().run(|| TcpStream::connect((to, 80)))?.err();
+        let refused = refused.context("nobody serves it yet")?;
+        ensure!(refused.kind() == std::io::ErrorKind::ConnectionRefused, "{refused}");
+        let local = Server::start(right, "127.0.0.1:8000".parse()?)?;
+        download(direct(left, SocketAddr::new(to, 80))?, 5_000_000)?;
+        upload(direct(left, SocketAddr::new(to, 80))?, 5_000_000)?;
+        // A node reaches its own address.
+        let own = mixed.socks(&to.to_string(), 80)?.map_err(|code| anyhow::anyhow!("{code}"))?;
+        download(own, 1_000_000).context("to itself")?;
+        let refused = left.namespace().run(|| TcpStream::connect((to, 81)))?.err();
+        let refused = refused.context("not published")?;
+        ensure!(refused.kind() == std::io::ErrorKind::ConnectionRefused, "{refused}");
+        drop(local);
+    }
+
+    // At rest it costs next to nothing.
+    let before = mixed.right.cost()?.cpu;
+    std::thread::sleep(Duration::from_secs(3));
+    let spent = mixed.right.cost()?.cpu - before;
+    println!("    at rest for 3 s: {spent:?} of processor time");
+    ensure!(spent < Duration::from_millis(150), "{spent:?} while idle");
+    Ok(())
+}
+
+fn comes_back() -> Result<()> {
+    let mixed = Mixed::start(&[])?;
+    let Mixed { mut left, right, scratch: _scratch, pair } = mixed;
+    let server = Server::start(&pair.left, "[::]:9000".parse()?)?;
+    let port = server.address.port();
+    // Killed in the middle of a download: the program's connection ends.
+    let stream = socks(&pair.right, None, &connect_request("left", port))?;
+    let (mut stream, _) = stream.map_err(|code| anyhow::anyhow!("{code}"))?;
+    stream.write_all(b"1000000000\n")?;
+    stream.read_exact(&mut [0; 100_000])?;
+    let spec = right.crash()?;
+    let mut rest = Vec::new();
+    // An end or a reset, but no waiting.
+    let start = Instant::now();
+    let _ended = stream.read_to_end(&mut rest);
+    ensure!(start.elapsed() < Duration::from_secs(5), "the program was left waiting");
+    let mut again = spec.up(None, PATIENCE)?;
+    again.wait_connected("left", PATIENCE)?;
+    left.wait_connected("right", PATIENCE)?;
+    let stream = socks(&pair.right, None, &connect_request("left", port))?;
+    download(stream.map_err(|code| anyhow::anyhow!("{code}"))?.0, 5_000_000)?;
+    // Ended properly, its ports are free at once.
+    again.stop(PATIENCE)?.up(None, PATIENCE)?;
+    Ok(())
+}
+
+fn is_fast() -> Result<()> {
+    const BYTES: usize = 200_000_000;
+    let mixed = Mixed::start(&["--publish", "tcp:80=127.0.0.1:8000"])?;
+    let server = Server::start(&mixed.pair.left, "[::]:9000".parse()?)?;
+    let port = server.address.port();
+    let mut slowest = f64::MAX;
+    let mut figure = |what: &str, work: &dyn Fn() -> Result<()>| -> Result<()> {
+        let start = Instant::now();
+        work().with_context(|| what.to_owned())?;
+        let mbps = BYTES as f64 * 8.0 / start.elapsed().as_secs_f64() / 1e6;
+        println!("    {what}: {mbps:.0} Mbit/s");
+        slowest = slowest.min(mbps);
+        Ok(())
+    };
+    let through = || mixed.socks("left", port)?.map_err(|code| anyhow::anyhow!("{code}"));
+    figure("one SOCKS stream, towards the program", &|| download(through()?, BYTES))?;
+    figure("one SOCKS stream, from the program", &|| upload(through()?, BYTES))?;
+    let _local = Server::start(&mixed.pair.right, "127.0.0.1:8000".parse()?)?;
+    let published = SocketAddr::new(mixed.right.overlay_address(false)?, 80);
+    let to_published = || direct(&mixed.pair.left, published);
+    figure("one stream from a published port", &|| download(to_published()?, BYTES))?;
+    figure("one stream to a published port", &|| upload(to_published()?, BYTES))?;
+    // Far below what it does, and far above what a stack that stalls would.
+    ensure!(slowest > 100.0, "{slowest} Mbit/s");
+    Ok(())
+}
+
+fn datagrams_pass() -> Result<()> {
+    let mixed = Mixed::start(&["--publish", "udp:53=127.0.0.1:5300"])?;
+    let (left, right) = (&mixed.pair.left, &mixed.pair.right);
+    let bind = |host: &Host, at: &str| -> Result<UdpSocket> {
+        let at: SocketAddr = at.parse()?;
+        let socket = host.namespace().run(|| UdpSocket::bind(at))??;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        Ok(socket)
+    };
+    let echo = |socket: UdpSocket| {
+        std::thread::spawn(move || -> std::io::Result<()> {
+            let mut buffer = vec![0; 65_536];
+            loop {
+                let (n, from) = socket.recv_from(&mut buffer)?;
+                socket.send_to(&buffer[..n], from)?;
+                if &buffer[..n] == END {
+                    return Ok(());
+                }
+            }
+        })
+    };
+    for ipv6 in [false, true] {
+        let address = mixed.left.overlay_address(ipv6)?;
+        let echoing = echo(bind(left, &SocketAddr::new(address, 7).to_string())?);
+        // The SOCKS way: an association, and a header on each datagram.
+        let associated = socks(right, Some(("anna", "")), &request(3, "0.0.0.0", 0))?;
+        let (control, relay) = associated.map_err(|code| anyhow::anyhow!("{code}"))?;
+        let program = bind(right, "127.0.0.1:0")?;
+        for (to, size) in [(address.to_string(), 1), ("left".to_owned(), 1200)] {
+            // The name stands for both addresses; the first is asked.
+            let mut datagram = vec![0, 0, 0, 3, to.len() as u8];
+            datagram.extend_from_slice(to.as_bytes());
+            datagram.extend_from_slice(&7u16.to_be_bytes());
+            datagram.resize(datagram.len() + size, 0xa5);
+            if to == "left" && mixed.left.status()?.node.addresses.first() != Some(&address) {
+                continue;
+            }
+            program.send_to(&datagram, relay)?;
+            let mut buffer = [0; 2000];
+            let (n, from) = program.recv_from(&mut buffer).with_context(|| to.clone())?;
+            ensure!(from == relay, "answered from {from}");
+            let header = if ipv6 { 22 } else { 10 };
+            ensure!(n == header + size && buffer[header..n].iter().all(|b| *b == 0xa5), "{n}");
+        }
+        // Without the connection it was asked on, the relay is gone.
+        drop(control);
+        std::thread::sleep(Duration::from_millis(200));
+        program.send_to(&[0; 20], relay)?;
+        program.set_read_timeout(Some(Duration::from_millis(300)))?;
+        ensure!(program.recv_from(&mut [0; 100]).is_err(), "the relay stayed");
+        drop(echoing);
+
+        // The other way, through a published port.
+        let local = bind(right, "127.0.0.1:5300")?;
+        let local = echo(local);
+        let own = mixed.right.overlay_address(ipv6)?;
+        let any = if ipv6 { "[::]:0" } else { "0.0.0.0:0" };
+        let client = bind(left, any)?;
+        client.connect((own, 53))?;
+        for round in 0..20u8 {
+            client.send(&[round; 700])?;
+            let mut buffer = [0; 2000];
+            let n = client.recv(&mut buffer)?;
+            ensure!(buffer[..n] == [round; 700], "round {round}");
+        }
+        // A port that is not published is refused, not ignored.
+        let client = bind(left, any)?;
+        client.connect((own, 54))?;
+        client.send(b"x")?;
+        let refused = client.recv(&mut [0; 10]).err().context("an answer")?;
+        ensure!(refused.kind() == std::io::ErrorKind::ConnectionRefused, "{refused}");
+        // Its port is wanted again.
+        client.connect((own, 53))?;
+        client.send(END)?;
+        local.join().unwrap_or_else(|_| Ok(()))?;
+    }
+    Ok(())
+}
+
+/// A user like any other.
+const NOBODY: u32 = 65_534;
+
+fn no_privileges() -> Result<()> {
+    if !have("setpriv", "util-linux") {
+        return Ok(());
+    }
+    let pair = Pair::create(1500, Underlay::Direct)?;
+    let scratch = TemporaryDir::create("warren-lab")?;
+    let dir = scratch.path();
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o711))?;
+    // The daemon, and every command asking it, as another user.
+    let wrapper = dir.join("warren");
+    let script = format!(
+        "#!/bin/sh\nexec setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups \
+         --inh-caps=-all --bounding-set=-all --no-new-privs {} \"$@\"\n",
+        crate::story::binary().display()
+    );
+    std::fs::write(&wrapper, script)?;
+    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755))?;
+    let mut asked = pair.left.command(&wrapper);
+    if !asked.arg("--version").output()?.status.success() {
+        println!("SKIPPED: cannot become another user here");
+        return Ok(());
+    }
+    let password = dir.join("password");
+    std::fs::write(&password, "secret\n")?;
+    std::fs::set_permissions(&password, std::fs::Permissions::from_mode(0o644))?;
+    let password = password.display().to_string();
+    let mut nodes: Vec<Node> = Vec::new();
+    for (host, address) in [(&pair.left, Pair::LEFT), (&pair.right, Pair::RIGHT)] {
+        let mut spec = spec(host, address, &scratch);
+        std::fs::create_dir(&spec.state_dir)?;
+        std::fs::set_permissions(&spec.state_dir, std::fs::Permissions::from_mode(0o700))?;
+        chown(&spec.state_dir, Some(NOBODY), Some(NOBODY))?;
+        spec.binary = wrapper.clone();
+        spec.interface = String::new();
+        let arguments = [
+            "--userspace",
+            "--socks",
+            "0.0.0.0:1080",
+            "--proxy-password-file",
+            &password,
+            "--publish",
+            "tcp:80=127.0.0.1:8000",
+        ];
+        spec.arguments = arguments.iter().map(Into::into).collect();
+        nodes.push(match nodes.first() {
+            None => spec.up(None, PATIENCE)?,
+            Some(first) => spec.join(&first.join_code(PATIENCE)?, PATIENCE)?,
+        });
+    }
+    for node in &nodes {
+        let proc = format!("/proc/{}", node.pid());
+        let status = std::fs::read_to_string(format!("{proc}/status"))?;
+        for field in ["CapEff", "CapPrm", "CapBnd", "CapAmb"] {
+            let none = format!("{field}:\t0000000000000000");
+            ensure!(status.contains(&none), "{field}: {status}");
+        }
+        ensure!(status.contains(&format!("Uid:\t{NOBODY}\t{NOBODY}")), "{status}");
+        for entry in std::fs::read_dir(format!("{proc}/fd"))? {
+            let target = std::fs::read_link(entry?.path())?;
+            ensure!(!target.ends_with("net/tun"), "it has {}", target.display());
+        }
+    }
+    nodes[1].wait_connected("left", PATIENCE)?;
+    // From one to the other, with the password and not without.
+    let _server = Server::start(&pair.left, "127.0.0.1:8000".parse()?)?;
+    let ask = connect_request("left", 80);
+    let wrong = socks(&pair.right, Some(("anna", "wrong")), &ask)?.err();
+    ensure!(wrong == Some(1), "a wrong password: {wrong:?}");
+    let none = socks(&pair.right, None, &ask)?.err();
+    ensure!(none == Some(0xff), "no password: {none:?}");
+    for user in ["anna", "berta"] {
+        let stream = socks(&pair.right, Some((user, "secret")), &ask)?;
+        download(stream.map_err(|code| anyhow::anyhow!("{code}"))?.0, 20_000_000)?;
+    }
+    Ok(())
+}

@@ -11,7 +11,7 @@ use std::io::Read;
 
 use warren_control::onion::OnionSection;
 use warren_types::api::{Change, Event, PeerRoles, RoleChange, RoleSettings, RolesReport};
-use warren_types::{ExitPolicy, Place, Role};
+use warren_types::{Action, ExitPolicy, Place, Role};
 
 use super::{Daemon, unix_now};
 use crate::api::ApiError;
@@ -147,6 +147,14 @@ fn warnings(settings: &RoleSettings) -> Vec<String> {
         warnings.push(
             "the exit policy leaves private destinations to its rules: strangers may reach this \
              machine's own networks"
+                .to_owned(),
+        );
+    }
+    let accepts = |policy: &ExitPolicy| policy.rules().iter().any(|r| r.action == Action::Accept);
+    if exit && settings.exit_policy.as_ref().is_some_and(|policy| !accepts(policy)) {
+        warnings.push(
+            "the exit policy accepts nothing, so nobody can use this exit: what no rule accepts \
+             is refused; add `accept *:*` at its end to let the rest out"
                 .to_owned(),
         );
     }

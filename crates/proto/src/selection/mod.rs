@@ -14,8 +14,10 @@
 //!
 //! The parts: `filter` judges each candidate alone, `pool` draws by weight,
 //! `search` puts whole paths together, `score` predicts what they do, `choose`
-//! joins these, `guards` keeps the entries, `explain` writes it all down.
+//! joins these, `blame` says why there is nothing, `guards` keeps the entries,
+//! `explain` writes it all down.
 
+mod blame;
 mod candidate;
 mod choose;
 mod constraints;

@@ -96,6 +96,9 @@ fn likely_mistakes_are_told() {
     let mut open = settings("exit", Some("de"));
     open.exit_policy = Some("allow-private-destinations\naccept *:*".parse().unwrap());
     assert!(warnings(&open)[0].contains("private"));
+    let mut shut = settings("exit", Some("de"));
+    shut.exit_policy = Some("reject *:25".parse().unwrap());
+    assert!(warnings(&shut)[0].contains("accept *:*"));
     open.roles = "relay".parse().unwrap();
     assert!(warnings(&open)[0].contains("no effect"));
 }

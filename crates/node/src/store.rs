@@ -14,7 +14,7 @@
 //! | `next.key`, `next-ca.key` | a key that is about to replace another |
 //! | `clients.json` | stock WireGuard clients, with their pre-shared keys |
 //! | `host.json`, `host.lock` | what was changed on this machine, to put it back (`crate::host`) |
-//! | `kill-switch.json` | the kill switch, while it is on |
+//! | `kill-switch.json`, `kill-switch.lock` | the kill switch, while it is on; it outlives leaving |
 //! | `directory.cbor` | descriptors and revocations, to reconnect after a restart |
 //!
 //! Invariants: the directory is 0700, files are 0600 and replaced as a whole;
@@ -80,6 +80,7 @@ const ALL: &[&str] = &[
     "api.sock",
     "host.json",
     "host.lock",
+    "kill-switch.lock",
     "lock",
 ];
 

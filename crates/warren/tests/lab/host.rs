@@ -591,10 +591,14 @@ fn the_kill_switch_outlives() -> Result<()> {
     ensure!(warnings.iter().any(|w| w.contains("kill switch is on")), "{warnings:?}");
     two.left.wait_connected("right", PATIENCE)?;
     two.expect_echoes(true)?;
-    // Somebody cleans the packet filters: a start finds out.
+    // Somebody cleans the packet filters: the daemon finds out, or the next.
     left.run("nft", &["flush", "ruleset"])?;
     ensure!(reaches(Pair::RIGHT)?, "it is off");
+    eventually("it is on again by itself", || Ok(!reaches(Pair::RIGHT)?))?;
     let spec = two.left.stop(PATIENCE)?;
+    left.run("nft", &["flush", "ruleset"])?;
+    let said = std::fs::read_to_string(spec.state_dir.join("kill-switch.json"))?;
+    ensure!(said.contains(&spec.interface), "{said}");
     two.left = spec.up(None, PATIENCE)?;
     ensure!(!reaches(Pair::RIGHT)?, "not put back");
     two.left.warren(&["kill-switch", "on", "--lan"])?;

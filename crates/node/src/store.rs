@@ -15,7 +15,7 @@
 //! | `roles.json`, `onion-keys.json` | what it does for onion paths, and the secret keys for it |
 //! | `clients.json` | stock WireGuard clients, with their pre-shared keys |
 //! | `host.json`, `host.lock` | what was changed on this machine, to put it back (`crate::host`) |
-//! | `kill-switch.json` | the kill switch, while it is on |
+//! | `kill-switch.json`, `kill-switch.lock` | the kill switch, while it is on; it outlives leaving |
 //! | `directory.cbor` | descriptors and revocations, to reconnect after a restart |
 //!
 //! Invariants: the directory is 0700, files are 0600 and replaced as a whole;
@@ -89,6 +89,7 @@ const ALL: &[&str] = &[
     "api.sock",
     "host.json",
     "host.lock",
+    "kill-switch.lock",
     "lock",
 ];
 

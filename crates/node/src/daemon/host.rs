@@ -10,6 +10,7 @@ use ipnet::IpNet;
 
 use super::Daemon;
 use crate::fault::{Fault, FaultKind};
+use crate::host::kill_switch;
 use crate::host::plan::{PolicyRule, RESOLVER_V4, RESOLVER_V6};
 use crate::host::{
     Companion, ConnectPlan, ExitPlan, HostState, KillSwitchPlan, Split, TakeoverPlan,
@@ -28,6 +29,32 @@ pub(super) struct Connection {
     pub(super) resolver: bool,
 }
 
+/// The topic of what `warren status` says of the kill switch.
+const TOPIC: &str = "kill switch";
+
+impl Daemon {
+    /// Puts the kill switch back into force when another program has removed it
+    /// (a restart of the system's firewall does).
+    pub(super) fn keep_machine(&mut self) {
+        if matches!(kill_switch::remembered(&self.config.state_dir), Ok(None)) {
+            self.notices.remove(TOPIC);
+            return;
+        }
+        match self.companion().and_then(Companion::kill_switch_keep) {
+            Ok(_) => {
+                self.notices.remove(TOPIC);
+            }
+            Err(fault) => {
+                let what = format!("the kill switch may not be in force: {}", fault.what());
+                if self.notices.insert(TOPIC, what).is_none() {
+                    tracing::error!(%fault, "the kill switch may not be in force");
+                }
+            }
+        }
+    }
+}
+
+#[expect(dead_code, reason = "called once there are paths to connect to")]
 impl Daemon {
     /// Leads the machine's traffic into our interface, or changes how. Again
     /// after every change of routes, and now and then: other programs clean up
@@ -75,6 +102,13 @@ impl Daemon {
         self.companion()?.exit_down()
     }
 
+    /// What is reached through links, not through an exit.
+    fn mesh_prefixes(&self) -> Vec<IpNet> {
+        self.prefixes.iter().chain(self.subnets.in_force.keys()).copied().collect()
+    }
+}
+
+impl Daemon {
     fn companion(&mut self) -> Result<&mut Companion, Fault> {
         self.host.as_mut().ok_or_else(|| {
             Fault::new(
@@ -83,11 +117,6 @@ impl Daemon {
             )
             .remedy("start it as root or with CAP_NET_ADMIN, or use an exit without (--userspace)")
         })
-    }
-
-    /// What is reached through links, not through an exit.
-    fn mesh_prefixes(&self) -> Vec<IpNet> {
-        self.prefixes.iter().chain(self.subnets.in_force.keys()).copied().collect()
     }
 }
 

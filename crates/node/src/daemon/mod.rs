@@ -542,6 +542,7 @@ impl Daemon {
         self.refresh_endpoints();
         self.keep_onion_keys();
         self.keep_session();
+        self.keep_machine();
         if self.routes_kept.elapsed() >= ROUTES_EVERY {
             self.routes_kept = Instant::now();
             self.keep_routes().await;

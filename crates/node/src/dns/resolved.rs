@@ -96,33 +96,23 @@ fn set(
 /// Has all questions go to these servers, over this interface, however other
 /// interfaces are set: the domain `.` is the best match for every name.
 pub(crate) fn take_all(interface: &str, servers: &[IpAddr]) -> Result<(), String> {
-    let program: &OsStr = "resolvectl".as_ref();
+    take_all_by("resolvectl".as_ref(), interface, servers)
+}
+
+fn take_all_by(program: &OsStr, interface: &str, servers: &[IpAddr]) -> Result<(), String> {
     let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
-    run(program, "domain", interface, &["~.".to_owned()])?;
     for (verb, value) in [("default-route", "true"), ("dnssec", "no"), ("dnsovertls", "no")] {
         // Old versions lack some; the domain alone decides.
         let _old_version = run(program, verb, interface, &[value.to_owned()]);
     }
     run(program, "dns", interface, &servers)?;
-    // Answers from before may be of the network outside.
-    let _stale = run_bare(program, "flush-caches");
-    Ok(())
+    // Last: from here on no other server is asked.
+    run(program, "domain", interface, &["~.".to_owned()])
 }
 
 /// Takes back [`take_all`].
 pub(crate) fn give_back(interface: &str) -> Result<(), String> {
     run("resolvectl".as_ref(), "revert", interface, &[])
-}
-
-fn run_bare(program: &OsStr, verb: &str) -> Result<(), String> {
-    let status = Command::new(program)
-        .arg(verb)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .map_err(|e| e.to_string())?;
-    if status.success() { Ok(()) } else { Err(status.to_string()) }
 }
 
 fn run(program: &OsStr, verb: &str, interface: &str, values: &[String]) -> Result<(), String> {
@@ -207,6 +197,19 @@ mod tests {
         assert!(lines.contains(&"default-route warren0 false"));
         assert_eq!(lines.last(), Some(&"dns warren0 100.64.0.1 fd00::1"));
         assert!(lines.iter().all(|line| line.split(' ').nth(1) == Some("warren0")));
+    }
+
+    #[test]
+    fn all_names_are_taken_once_there_is_a_server_for_them() {
+        let dir = TemporaryDir::create("warren-resolvectl").unwrap();
+        let old = "case $1 in dns|domain) exit 0;; esac; exit 1";
+        let program = fake(dir.path(), old);
+        let servers = ["192.0.0.1".parse().unwrap()];
+        take_all_by(program.as_os_str(), "warren0", &servers).unwrap();
+        let calls = fs::read_to_string(dir.path().join("calls")).unwrap();
+        assert!(calls.ends_with("dns warren0 192.0.0.1\ndomain warren0 ~.\n"), "{calls}");
+        let program = fake(dir.path(), "exit 1");
+        take_all_by(program.as_os_str(), "warren0", &servers).unwrap_err();
     }
 
     #[test]

@@ -44,6 +44,7 @@ enum Request {
     ExitDown,
     KillSwitchOn(KillSwitchPlan),
     KillSwitchOff,
+    KillSwitchKeep,
     State,
 }
 
@@ -186,6 +187,14 @@ impl Companion {
         self.ask(&Request::KillSwitchOff)
     }
 
+    /// See [`Host::kill_switch_keep`]; the state afterwards.
+    ///
+    /// # Errors
+    /// As there, or when the companion is gone.
+    pub fn kill_switch_keep(&mut self) -> Result<HostState, Fault> {
+        self.ask(&Request::KillSwitchKeep)
+    }
+
     /// How things stand.
     ///
     /// # Errors
@@ -296,6 +305,11 @@ fn act(host: &mut Host, request: &Request) -> Result<HostState, Fault> {
         Request::ExitDown => host.exit_down(),
         Request::KillSwitchOn(plan) => host.kill_switch_on(plan),
         Request::KillSwitchOff => host.kill_switch_off(),
+        Request::KillSwitchKeep => host.kill_switch_keep().map(|put_back| {
+            if put_back {
+                tracing::warn!("another program had removed the kill switch");
+            }
+        }),
         Request::State => Ok(()),
     }?;
     host.state()

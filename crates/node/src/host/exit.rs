@@ -122,6 +122,18 @@ pub(super) fn apply(record: &mut Record, plan: &ExitPlan) -> Result<(), Fault> {
     Ok(())
 }
 
+/// What of this machine stands in an exit's way.
+pub(super) fn hints(interface: &str) -> Vec<String> {
+    let hint = |table: String| {
+        format!(
+            "the table `{table}` of this machine's packet filter drops forwarded packets, sessions' \
+             among them unless it lets them through: allow those from and to {interface} in it \
+             (Docker: `iptables -I DOCKER-USER -i {interface} -j ACCEPT`, and `-o`)"
+        )
+    };
+    nft::dropping_forwarded().into_iter().map(hint).collect()
+}
+
 /// Takes everything back; what is not there any more is success.
 pub(super) fn lift(record: &mut Record) -> Result<(), Fault> {
     let Some(done) = record.notes.exit.clone() else { return Ok(()) };

@@ -12,10 +12,11 @@
 
 use std::fmt::Write;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use warren_os::files;
+use warren_os::files::{self, LockError, LockFile};
 use warren_os::mark::MARK;
 use warren_os::netlink::rules::Family;
 
@@ -28,6 +29,10 @@ use crate::fault::{Fault, FaultKind};
 pub const TABLE: &str = "warren_kill";
 /// Its file, in the state directory.
 pub const FILE: &str = "kill-switch.json";
+/// Held while it is changed.
+const LOCK: &str = "kill-switch.lock";
+/// How long another change may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// No file of ours comes near it.
 const MAX_FILE: u64 = 1 << 20;
 
@@ -59,14 +64,50 @@ pub struct KillSwitchState {
 /// # Errors
 /// [`Fault`] with what is missing. What was in force stays in force.
 pub fn on(dir: &Path, plan: &KillSwitchPlan) -> Result<(), Fault> {
+    files::create_private_dir(dir).map_err(|e| Fault::new(FaultKind::State, e.to_string()))?;
+    let _lock = lock(dir)?;
+    put_on(dir, plan)
+}
+
+/// Puts it back into force if it was turned on and something else has removed
+/// it; true when that was so.
+///
+/// # Errors
+/// As [`on`].
+pub fn keep(dir: &Path) -> Result<bool, Fault> {
+    if !dir.join(FILE).exists() {
+        return Ok(false);
+    }
+    let _lock = lock(dir)?;
+    match remembered(dir)? {
+        Some(plan) if !nft::exists(TABLE)? => put_on(dir, &plan).map(|()| true),
+        _ => Ok(false),
+    }
+}
+
+/// One change at a time: a daemon that keeps it on must not come between the
+/// steps of a command that turns it off.
+fn lock(dir: &Path) -> Result<LockFile, Fault> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match LockFile::acquire(&dir.join(LOCK)) {
+            Ok(lock) => return Ok(lock),
+            Err(LockError::Held { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Err(error) => return Err(Fault::new(FaultKind::State, error.to_string())),
+        }
+    }
+}
+
+fn put_on(dir: &Path, plan: &KillSwitchPlan) -> Result<(), Fault> {
     check_interface(&plan.interface)?;
     let root = split::group_root(&plan.split)?;
     nft::load(&nft::replacing(TABLE, &table(plan, root)))?;
     // After it: a filter without the file is found and kept, a file without
     // the filter would be a promise.
     let text = serde_json::to_vec_pretty(plan).map_err(|e| Fault::internal(&e))?;
-    files::create_private_dir(dir)
-        .and_then(|()| files::write_private(&dir.join(FILE), &text))
+    files::write_private(&dir.join(FILE), &text)
         .map_err(|e| Fault::new(FaultKind::State, format!("the kill switch is on, but: {e}")))
 }
 
@@ -75,6 +116,10 @@ pub fn on(dir: &Path, plan: &KillSwitchPlan) -> Result<(), Fault> {
 /// # Errors
 /// [`Fault`] with what is missing; it then stays on.
 pub fn off(dir: &Path) -> Result<(), Fault> {
+    let _lock = match dir.exists() {
+        true => Some(lock(dir)?),
+        false => None,
+    };
     nft::remove(TABLE)?;
     let path = dir.join(FILE);
     match std::fs::remove_file(&path) {

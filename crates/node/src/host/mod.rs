@@ -50,6 +50,9 @@ pub struct HostState {
     pub exit: Option<String>,
     /// The system's resolver asks the exit.
     pub resolver: bool,
+    /// What an operator should know, with what to do.
+    #[serde(default)]
+    pub hints: Vec<String>,
 }
 
 /// The machine, for a process with the privileges to change it. A daemon that
@@ -58,6 +61,7 @@ pub struct Host {
     dir: PathBuf,
     record: Record,
     mesh_names: Option<(Vec<IpAddr>, Vec<String>)>,
+    hints: Vec<String>,
 }
 
 impl Host {
@@ -72,7 +76,7 @@ impl Host {
             kill_switch::on(dir, &plan)?;
         }
         let record = Record::open(dir)?;
-        let mut host = Self { dir: dir.to_owned(), record, mesh_names: None };
+        let mut host = Self { dir: dir.to_owned(), record, mesh_names: None, hints: vec![] };
         host.restore()?;
         Ok(host)
     }
@@ -128,6 +132,7 @@ impl Host {
     pub fn exit_up(&mut self, plan: &ExitPlan) -> Result<(), Fault> {
         let fresh = self.record.notes.exit.is_none();
         let up = exit::apply(&mut self.record, plan);
+        self.hints = exit::hints(&plan.interface);
         if up.is_err()
             && fresh
             && let Err(error) = self.exit_down()
@@ -142,6 +147,7 @@ impl Host {
     /// # Errors
     /// With what could not be taken back.
     pub fn exit_down(&mut self) -> Result<(), Fault> {
+        self.hints.clear();
         exit::lift(&mut self.record)
     }
 
@@ -161,6 +167,15 @@ impl Host {
         kill_switch::off(&self.dir)
     }
 
+    /// Puts the kill switch back into force if it was turned on and another
+    /// program has removed it; true when that was so.
+    ///
+    /// # Errors
+    /// When it could not be.
+    pub fn kill_switch_keep(&mut self) -> Result<bool, Fault> {
+        kill_switch::keep(&self.dir)
+    }
+
     /// How things stand.
     ///
     /// # Errors
@@ -172,6 +187,7 @@ impl Host {
             connected: notes.takeover.as_ref().map(|done| done.interface.clone()),
             exit: notes.exit.as_ref().map(|done| done.interface.clone()),
             resolver: notes.resolver.is_some(),
+            hints: self.hints.clone(),
         })
     }
 

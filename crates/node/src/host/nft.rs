@@ -59,6 +59,25 @@ pub(super) fn exists(name: &str) -> Result<bool, Fault> {
     Ok(tables.lines().any(|line| line.trim() == format!("table inet {name}")))
 }
 
+/// Tables, other than ours, that drop forwarded packets unless told otherwise.
+pub(super) fn dropping_forwarded() -> Vec<String> {
+    nft(&["list", "chains"], "").map_or_else(|_| Vec::new(), |text| policies(&text))
+}
+
+/// From the listing of all chains.
+fn policies(listing: &str) -> Vec<String> {
+    let (mut table, mut found) = (String::new(), Vec::new());
+    for line in listing.lines().map(str::trim) {
+        if let Some(rest) = line.strip_prefix("table ") {
+            table = rest.trim_end_matches('{').trim().to_owned();
+        } else if line.contains("hook forward") && line.contains("policy drop") {
+            found.push(table.clone());
+        }
+    }
+    found.retain(|table| !table.contains(" warren_"));
+    found
+}
+
 fn nft(arguments: &[&str], input: &str) -> Result<String, Fault> {
     run("nft", arguments, input).map_err(|failure| match failure {
         Failure::Missing => {
@@ -223,6 +242,17 @@ mod tests {
         let began = Instant::now();
         assert!(matches!(run("sleep", &["60"], ""), Err(Failure::Other(_))));
         assert!(began.elapsed() < Duration::from_secs(30));
+    }
+
+    #[test]
+    fn firewalls_that_drop_forwarded_packets_are_named() {
+        let listing = "table ip filter {\n\tchain INPUT {\n\t\ttype filter hook input priority \
+                       filter; policy drop;\n\t}\n\tchain FORWARD {\n\t\ttype filter hook forward \
+                       priority filter; policy drop;\n\t}\n}\ntable inet warren_exit {\n\tchain x \
+                       {\n\t\ttype filter hook forward priority filter; policy drop;\n\t}\n}\n\
+                       table inet other {\n\tchain f {\n\t\ttype filter hook forward priority \
+                       filter; policy accept;\n\t}\n}\n";
+        assert_eq!(policies(listing), ["ip filter"]);
     }
 
     #[test]

@@ -183,7 +183,8 @@ pub(super) async fn verify(
     );
     let _ = writeln!(text, "  signed at {} (seconds since 1970)", checked.time);
     if let Some(file) = export {
-        let _ = writeln!(text, "  written to {}: `warren path verify FILE` checks it", file.display());
+        let _ =
+            writeln!(text, "  written to {}: `warren path verify FILE` checks it", file.display());
     }
     out(&text)
 }
@@ -214,7 +215,8 @@ fn uptime(seconds: u64) -> String {
 }
 
 fn circuit(circuit: &OnionCircuit, text: &mut String) {
-    let _ = writeln!(text, "\nCircuit {} ({}, {} s old)", circuit.serial, circuit.phase, circuit.age_s);
+    let _ =
+        writeln!(text, "\nCircuit {} ({}, {} s old)", circuit.serial, circuit.phase, circuit.age_s);
     let mut rows = vec![
         ["", "HOP", "WHERE", "RTT", "ADDS", "LOSS", "GIVES", "UP", "HEALTH", ""].map(str::to_owned),
     ];
@@ -233,9 +235,8 @@ fn circuit(circuit: &OnionCircuit, text: &mut String) {
             hop.why.clone().unwrap_or_default(),
         ]);
     }
-    let width = |column: usize| {
-        rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)
-    };
+    let width =
+        |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..10).map(width).collect();
     for row in &rows {
         let mut line = String::from("  ");

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use warren_lab::topology::Host;
 use warren_node::host::plan::{PolicyRule, Transport};
-use warren_node::host::{Companion, ExitPlan};
+use warren_node::host::{Companion, ConnectPlan, ExitPlan, KillSwitchPlan, Split, TakeoverPlan};
 use warren_os::files::TemporaryDir;
 use warren_os::netlink::{LinkSettings, Route};
 
@@ -293,6 +293,28 @@ fn an_exit_translates_and_refuses() -> Result<()> {
     let Err(fault) = helper.exit_up(&bad) else { bail!("a loopback resolver was taken") };
     ensure!(fault.to_string().contains("exit.resolver"), "{fault}");
     ensure!(world.tcp(SERVER, 443)? == EXIT, "the failure changed something");
+
+    // An exit's own machine may be shut, or use another exit itself; sessions
+    // go on, and not in circles.
+    let own = world.exit.namespace().run(|| UdpSocket::bind("0.0.0.0:0"))??;
+    own.set_read_timeout(Some(Duration::from_millis(300)))?;
+    let reaches = || {
+        let sent = own.send_to(b"who am I", (SERVER, 8080));
+        sent.is_ok() && own.recv(&mut [0; 64]).is_ok()
+    };
+    ensure!(reaches(), "the exit's own way out");
+    let kill_switch =
+        KillSwitchPlan { interface: TUNNEL.into(), lan: false, split: Split::default() };
+    helper.connect(&ConnectPlan {
+        kill_switch: Some(kill_switch),
+        takeover: TakeoverPlan::new(TUNNEL, plan.mesh.clone()),
+        resolver: None,
+    })?;
+    ensure!(!reaches(), "the exit's own traffic goes beside its tunnel");
+    ensure!(world.tcp(SERVER, 443)? == EXIT, "a session is held back");
+    ensure!(world.udp("192.0.0.1", 53)?.context("names")?.0 == EXIT);
+    helper.disconnect(false)?;
+    ensure!(reaches(), "the exit's own way out after that");
 
     // The daemon ends, however: all is as before.
     drop(helper);

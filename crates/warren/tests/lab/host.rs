@@ -4,6 +4,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -109,6 +110,27 @@ impl Client {
         Ok(Companion::start_as(command)?.0)
     }
 
+    /// A container on the client, whose packets the client passes on.
+    fn container(&self) -> Result<Host> {
+        let container = Host::create("container")?;
+        let (host, up) = (self.host(), LinkSettings::default());
+        host.netlink()?.add_veth("c0", "eth0", Some(container.namespace().as_fd()))?;
+        host.configure("c0", &["10.77.0.1/24".parse()?, "fd77::1/64".parse()?], &up, None)?;
+        let own = ["10.77.0.2/24".parse()?, "fd77::2/64".parse()?];
+        container.configure("eth0", &own, &up, None)?;
+        let mut netlink = container.netlink()?;
+        let index = netlink.link_index("eth0")?;
+        for (all, gateway) in [("0.0.0.0/0", "10.77.0.1"), ("::/0", "fd77::1")] {
+            let mut route = Route::direct(all.parse()?, index);
+            route.gateway = Some(gateway.parse()?);
+            netlink.add_route(&route)?;
+        }
+        for setting in ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"] {
+            host.run("sysctl", &["-w", setting])?;
+        }
+        Ok(container)
+    }
+
     fn takeover(&self) -> Result<TakeoverPlan> {
         Ok(TakeoverPlan::new(TUNNEL, vec!["100.64.0.0/10".parse()?]))
     }
@@ -158,7 +180,7 @@ impl<'h> Watch<'h> {
                     meta protocol arp accept
                     icmpv6 type {{ nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, \
                         mld-listener-report, mld-listener-reduction, mld2-listener-report }} accept
-                    udp dport {CARRIER} counter name carried accept
+                    ip saddr 10.99.0.1 udp dport {CARRIER} counter name carried accept
                     meta l4proto {{ tcp, udp }} th dport {{ 53, 853 }} counter name names accept
                     meta protocol ip counter name v4 accept
                     meta protocol ip6 counter name v6 accept
@@ -243,12 +265,13 @@ fn nothing_leaves(rounds: u32) -> Result<()> {
     let mut client = Client::start()?;
     let neighbour = client.pair.right.clone();
     let watch = Watch::start(&neighbour)?;
+    let container = client.container()?;
     let stop = AtomicBool::new(false);
-    let namespace = client.host().namespace().clone();
+    let programs = client.host().namespace().clone();
     std::thread::scope(|scope| {
-        for _ in 0..2 {
-            let (namespace, stop) = (namespace.clone(), &stop);
-            scope.spawn(move || namespace.run(|| chatter(stop)));
+        for place in [&programs, &programs, container.namespace()] {
+            let stop = &stop;
+            scope.spawn(move || place.run(|| chatter(stop)));
         }
         let result = kills(&mut client, &watch, rounds);
         stop.store(true, Ordering::Relaxed);
@@ -568,10 +591,14 @@ fn the_kill_switch_outlives() -> Result<()> {
     ensure!(warnings.iter().any(|w| w.contains("kill switch is on")), "{warnings:?}");
     two.left.wait_connected("right", PATIENCE)?;
     two.expect_echoes(true)?;
-    // Somebody cleans the packet filters: a start finds out.
+    // Somebody cleans the packet filters: the daemon finds out, or the next.
     left.run("nft", &["flush", "ruleset"])?;
     ensure!(reaches(Pair::RIGHT)?, "it is off");
+    eventually("it is on again by itself", || Ok(!reaches(Pair::RIGHT)?))?;
     let spec = two.left.stop(PATIENCE)?;
+    left.run("nft", &["flush", "ruleset"])?;
+    let said = std::fs::read_to_string(spec.state_dir.join("kill-switch.json"))?;
+    ensure!(said.contains(&spec.interface), "{said}");
     two.left = spec.up(None, PATIENCE)?;
     ensure!(!reaches(Pair::RIGHT)?, "not put back");
     two.left.warren(&["kill-switch", "on", "--lan"])?;

@@ -11,9 +11,8 @@ use warren_types::api::{OnionReport, OnionState};
 use crate::Scenario;
 use crate::mesh::{Actor, Mesh};
 
-pub(crate) const SCENARIOS: &[Scenario] = &[
-    ("a_path_of_three_hops_leaves_at_the_exit", a_path_of_three_hops),
-];
+pub(crate) const SCENARIOS: &[Scenario] =
+    &[("a_path_of_three_hops_leaves_at_the_exit", a_path_of_three_hops)];
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -87,7 +86,12 @@ fn seen_as(mesh: &Mesh) -> Result<IpAddr> {
     Ok(listener.accept()?.1.ip())
 }
 
-fn wait(mesh: &Mesh, what: &str, limit: Duration, is: impl Fn(&OnionReport) -> bool) -> Result<Duration> {
+fn wait(
+    mesh: &Mesh,
+    what: &str,
+    limit: Duration,
+    is: impl Fn(&OnionReport) -> bool,
+) -> Result<Duration> {
     let start = Instant::now();
     loop {
         let now = report(mesh, CLIENT)?;
@@ -112,20 +116,17 @@ fn a_path_of_three_hops() -> Result<()> {
     ensure!(now.state == OnionState::Connected && now.exit.as_deref() == Some("exit-de"));
     let hops = path(&now);
     ensure!(hops.len() == 3 && hops[2] == "exit-de", "{hops:?}");
-    let pulse = Pulse::start(
-        &mesh.hosts[CLIENT],
-        &mesh.hosts[SERVER],
-        server(&mesh).into(),
-        20 * MS,
-        100,
-    )?;
+    let pulse =
+        Pulse::start(&mesh.hosts[CLIENT], &mesh.hosts[SERVER], server(&mesh).into(), 20 * MS, 100)?;
     let first = pulse.wait_first(5 * SECOND).with_context(|| {
         let mut text = String::from("nothing comes back\n");
         for i in [CLIENT, place(&mesh, "exit-de")] {
             for arguments in [&["path", "show"][..], &["status", "--json"][..]] {
                 text += &mesh.node(i).warren(arguments).unwrap_or_default();
             }
-            for command in ["ip rule; ip route show table all; ip addr", "nft list ruleset", "ip -s link"] {
+            for command in
+                ["ip rule; ip route show table all; ip addr", "nft list ruleset", "ip -s link"]
+            {
                 text += &mesh.hosts[i].run("sh", &["-c", command]).unwrap_or_default();
             }
             text += &mesh.node(i).log();

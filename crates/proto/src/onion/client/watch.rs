@@ -224,7 +224,8 @@ impl Running {
         let hop = |(i, watch): (usize, &HopWatch)| HopView {
             node: self.path[i].node,
             rtt_us: (watch.srtt_us > 0).then_some(watch.srtt_us.min(u64::from(u32::MAX)) as u32),
-            least_us: (watch.least_us > 0).then_some(watch.least_us.min(u64::from(u32::MAX)) as u32),
+            least_us: (watch.least_us > 0)
+                .then_some(watch.least_us.min(u64::from(u32::MAX)) as u32),
             loss: watch.loss(),
             silent_ms: Some(now.saturating_sub(ms(watch.heard_us))),
             hash: self.hashes[i],

@@ -5,3 +5,4 @@ pub mod control;
 pub mod discovery;
 pub mod dns;
 pub mod proto;
+pub mod userspace;

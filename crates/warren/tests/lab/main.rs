@@ -113,7 +113,7 @@ fn main() -> ExitCode {
             rotation::SCENARIOS,
             userspace::SCENARIOS,
         ],
-        [LONG, nat::LONG, failover::LONG, churn::LONG, rotation::LONG].to_vec(),
+        [LONG, nat::LONG, failover::LONG, churn::LONG, rotation::LONG, userspace::LONG].to_vec(),
     );
     if !has("--long") {
         long.clear();

@@ -40,8 +40,7 @@ pub fn lookup(data: &[u8]) {
 /// arrives unasked is refused; all answers must be whole frames.
 pub fn stack(data: &[u8]) {
     let (queues, end) = memory::pair(1).expect("descriptors");
-    let own: Vec<IpAddr> =
-        ["100.64.0.2", "fd12::2"].map(|a| a.parse().expect("constant")).to_vec();
+    let own: Vec<IpAddr> = ["100.64.0.2", "fd12::2"].map(|a| a.parse().expect("constant")).to_vec();
     let stack = Stack::new(end, Addresses { mesh: own, ..Addresses::default() }, 16);
     let (member, mut for_member) = tokio::sync::mpsc::channel(16);
     let (exit, mut from_leases) = tokio::sync::mpsc::channel(16);
@@ -52,8 +51,7 @@ pub fn stack(data: &[u8]) {
         let length = usize::from(u16::from_be_bytes(*length)).min(after.len());
         stack.inject(&after[..length]);
         rest = &after[length..];
-        for (arrivals, why) in
-            [(&mut for_member, No::Refused), (&mut from_leases, No::Unreachable)]
+        for (arrivals, why) in [(&mut for_member, No::Refused), (&mut from_leases, No::Unreachable)]
         {
             while let Ok(arrival) = arrivals.try_recv() {
                 match arrival {

@@ -215,7 +215,8 @@ fn userspace_settings_that_make_no_sense_are_refused() {
     assert!(refused(&twice).contains("twice"));
     let open = format!("{on}socks = \"0.0.0.0:1080\"\n[dangerous]\nopen_proxy = true\n");
     assert!(load(&open).unwrap().userspace.is_some());
-    let flags = Overrides { publish: vec!["tcp:1=127.0.0.1:1".parse().unwrap()], ..Overrides::default() };
+    let flags =
+        Overrides { publish: vec!["tcp:1=127.0.0.1:1".parse().unwrap()], ..Overrides::default() };
     let error = Config::from_text(Path::new("w.toml"), "", flags).unwrap_err().to_string();
     assert!(error.contains("--userspace"), "{error}");
 }

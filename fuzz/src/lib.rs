@@ -6,3 +6,4 @@ pub mod discovery;
 pub mod dns;
 pub mod proto;
 pub mod selection;
+pub mod userspace;

@@ -98,7 +98,7 @@ pub fn check(words: &[Word], length: usize, nonce: &[u8; 32]) -> Result<(), Proo
 mod tests {
     use super::*;
     use crate::identity::IdentityKey;
-    use crate::test_rng::TestRng;
+    use crate::testing::TestRng;
 
     fn words(nonce: &[u8; 32]) -> Vec<Word> {
         let mut rng = TestRng::new(4);

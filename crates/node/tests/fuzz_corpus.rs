@@ -9,6 +9,9 @@ mod config;
 #[path = "../../../fuzz/src/dns.rs"]
 #[allow(unreachable_pub, reason = "the fuzz targets use it from another crate")]
 mod dns;
+#[path = "../../../fuzz/src/userspace.rs"]
+#[allow(unreachable_pub, reason = "the fuzz targets use it from another crate")]
+mod userspace;
 
 fn replay(corpus: &str, entry: impl Fn(&[u8])) {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(corpus);
@@ -35,4 +38,19 @@ fn config() {
 #[test]
 fn dns_question() {
     replay("dns_question", dns::question);
+}
+
+#[test]
+fn socks() {
+    replay("socks", userspace::socks);
+}
+
+#[test]
+fn stack_frames() {
+    replay("stack_frames", userspace::stack);
+}
+
+#[test]
+fn name_answer() {
+    replay("name_answer", userspace::lookup);
 }

@@ -243,7 +243,11 @@ impl World {
                 }
                 ToEngine::Confirmed { session } => engine.handle_confirmed(&session, now, rng),
                 ToEngine::Roamed { peer, to } => engine.handle_roamed(&peer, to, now, rng),
-                ToEngine::Quic { .. } => {}
+                // No control transport and no circuits here.
+                ToEngine::Quic { .. }
+                | ToEngine::Cell { .. }
+                | ToEngine::OnionRequest { .. }
+                | ToEngine::OnionAnswer { .. } => {}
             }
             self.drain(i);
         }

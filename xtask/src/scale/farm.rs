@@ -296,7 +296,11 @@ impl Node {
                 }
                 ToEngine::Confirmed { session } => engine.handle_confirmed(&session, now(), rng),
                 ToEngine::Roamed { peer, to } => engine.handle_roamed(&peer, to, now(), rng),
-                ToEngine::Quic { .. } => {}
+                // No control transport and no circuits here.
+                ToEngine::Quic { .. }
+                | ToEngine::Cell { .. }
+                | ToEngine::OnionRequest { .. }
+                | ToEngine::OnionAnswer { .. } => {}
             }
         }
     }

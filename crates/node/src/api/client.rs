@@ -13,10 +13,10 @@ use tokio::net::UnixStream;
 use warren_proto::selection::Explanation;
 use warren_types::NodeName;
 use warren_types::api::{
-    AddClientReply, AddClientRequest, CaReply, CaRequest, ClientEntry, ConnectRequest,
-    ErrorReply, EventRecord,
-    InviteReply, InviteRequest, KeyKind, LeaveRequest, OnionReport, PathProof, PathReport, RevokeRequest, RoleChange,
-    RolesReport, RotateRequest, RouteReply, RouteRequest, Status, SubnetRoute,
+    AddClientReply, AddClientRequest, CaReply, CaRequest, ClientEntry, ConnectRequest, ErrorReply,
+    EventRecord, InviteReply, InviteRequest, KeyKind, LeaveRequest, OnionReport, PathProof,
+    PathReport, RevokeRequest, RoleChange, RolesReport, RotateRequest, RouteReply, RouteRequest,
+    Status, SubnetRoute,
 };
 
 use crate::fault::{Fault, FaultKind};

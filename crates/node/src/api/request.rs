@@ -5,8 +5,9 @@ use tokio::sync::oneshot;
 use warren_proto::selection::Explanation;
 use warren_types::NodeName;
 use warren_types::api::{
-    AddClientReply, AddClientRequest, CaReply, CaRequest, ClientEntry, ConnectRequest,
-    InviteReply, InviteRequest, KeyKind, OnionReport, PathProof, PathReport, RoleChange, RolesReport, RouteReply, RouteRequest, Status, SubnetRoute,
+    AddClientReply, AddClientRequest, CaReply, CaRequest, ClientEntry, ConnectRequest, InviteReply,
+    InviteRequest, KeyKind, OnionReport, PathProof, PathReport, RoleChange, RolesReport,
+    RouteReply, RouteRequest, Status, SubnetRoute,
 };
 
 use crate::uapi;

@@ -23,8 +23,8 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use warren_types::NodeName;
 use warren_types::api::{
-    AddClientRequest, CaRequest, ConnectRequest, ErrorReply, EventRecord, InviteRequest, LeaveRequest,
-    RevokeRequest, RoleChange, RotateRequest, RouteRequest,
+    AddClientRequest, CaRequest, ConnectRequest, ErrorReply, EventRecord, InviteRequest,
+    LeaveRequest, RevokeRequest, RoleChange, RotateRequest, RouteRequest,
 };
 
 use super::events::EventLog;

@@ -35,7 +35,9 @@ impl Config {
             "the stored network, else `warren`",
         );
         self.line(&mut out, "listen", quoted(self.listen));
-        self.line(&mut out, "interface", quoted(&self.interface));
+        if self.userspace.is_none() {
+            self.line(&mut out, "interface", quoted(&self.interface));
+        }
         self.optional(&mut out, "suite", self.suite.as_ref(), "the network's, else aes256gcm");
         self.line(&mut out, "endpoints", list(&self.endpoints));
         self.line(&mut out, "bootstrap", list(&self.bootstrap));

@@ -29,7 +29,12 @@ impl File<'_> {
         self.text.as_bytes()[..end].iter().filter(|b| **b == b'\n').count() + 1
     }
 
-    pub(super) fn refuse(&self, key: &str, offset: usize, reason: impl fmt::Display) -> ConfigError {
+    pub(super) fn refuse(
+        &self,
+        key: &str,
+        offset: usize,
+        reason: impl fmt::Display,
+    ) -> ConfigError {
         ConfigError::Value {
             path: self.path.display().to_string(),
             line: self.line(offset),
@@ -80,8 +85,7 @@ impl Config {
         let file = File { path, text };
         let mut sources = BTreeMap::new();
         let open_proxy = raw.dangerous.open_proxy.as_ref().is_some_and(|v| *v.get_ref());
-        let userspace =
-            userspace::parse(&file, &raw.userspace, &flags, open_proxy, &mut sources)?;
+        let userspace = userspace::parse(&file, &raw.userspace, &flags, open_proxy, &mut sources)?;
 
         /// A scalar: flag, else file, else default; notes where it came from.
         macro_rules! pick {

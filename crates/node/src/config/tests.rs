@@ -202,3 +202,56 @@ fn roles_are_checked_and_flags_win() {
     assert_eq!((config.source("region"), config.source("roles")), (Source::Flag, Source::File(1)));
     assert!(config.render_effective(1).contains("roles = \"exit\""));
 }
+
+#[test]
+fn userspace_mode_is_read_and_shown() {
+    let text = r#"
+[userspace]
+enabled = true
+socks = "127.0.0.1:1080"
+http = "[::1]:8080"
+password_file = "proxy.pw"
+[[userspace.publish]]
+port = 80
+to = "127.0.0.1:8080"
+[[userspace.publish]]
+protocol = "udp"
+port = 53
+to = "127.0.0.1:5353"
+"#;
+    let config = load(text).unwrap();
+    let settings = config.userspace.clone().unwrap();
+    assert_eq!(settings.socks, Some("127.0.0.1:1080".parse().unwrap()));
+    assert_eq!(settings.password_file.as_deref(), Some(Path::new("/etc/warren/proxy.pw")));
+    let published: Vec<String> = settings.publish.iter().map(ToString::to_string).collect();
+    assert_eq!(published, ["tcp:80=127.0.0.1:8080", "udp:53=127.0.0.1:5353"]);
+    let shown = config.render_effective(2);
+    assert_eq!(load(&shown).unwrap().userspace, Some(settings), "{shown}");
+    assert_eq!(load("").unwrap().userspace, None);
+    // Kept for another day.
+    assert_eq!(load(&text.replace("true", "false")).unwrap().userspace, None);
+}
+
+#[test]
+fn userspace_settings_that_make_no_sense_are_refused() {
+    let on = "[userspace]\nenabled = true\n";
+    for (text, words) in [
+        ("[userspace]\nsocks = \"127.0.0.1:1\"".to_owned(), "enabled = true"),
+        (format!("{on}socks = \"localhost\""), "ADDR:PORT"),
+        (format!("{on}socks = \"0.0.0.0:1080\""), "password"),
+        (format!("interface = \"w0\"\n{on}"), "`interface`"),
+        (format!("{on}[[userspace.publish]]\nport = 70000\nto = \"127.0.0.1:1\""), "tcp:80="),
+        (format!("{on}[[userspace.publish]]\nport = 1\nto = \"x\""), "tcp:80="),
+    ] {
+        let error = refused(&text);
+        assert!(error.contains(words), "{text}: {error}");
+    }
+    let twice = format!("{on}{0}{0}", "[[userspace.publish]]\nport = 1\nto = \"127.0.0.1:1\"\n");
+    assert!(refused(&twice).contains("twice"));
+    let open = format!("{on}socks = \"0.0.0.0:1080\"\n[dangerous]\nopen_proxy = true\n");
+    assert!(load(&open).unwrap().userspace.is_some());
+    let flags =
+        Overrides { publish: vec!["tcp:1=127.0.0.1:1".parse().unwrap()], ..Overrides::default() };
+    let error = Config::from_text(Path::new("w.toml"), "", flags).unwrap_err().to_string();
+    assert!(error.contains("--userspace"), "{error}");
+}

@@ -29,9 +29,8 @@ pub(super) fn parse(
         if let Some(v) = raw {
             first.get_or_insert((short, v.span().start));
             sources.insert(key, Source::File(file.line(v.span().start)));
-            let refuse = |_| {
-                file.refuse(short, v.span().start, "use ADDR:PORT, such as 127.0.0.1:1080")
-            };
+            let refuse =
+                |_| file.refuse(short, v.span().start, "use ADDR:PORT, such as 127.0.0.1:1080");
             read = Some(v.get_ref().parse().map_err(refuse)?);
         }
         if flag.is_some() {
@@ -118,7 +117,8 @@ fn published(file: &File<'_>, entry: &Spanned<raw::RawPublish>) -> Result<Publis
 
 fn check_published(all: &[Publish]) -> Result<(), ConfigError> {
     if all.len() > MAX_PUBLISHED {
-        let what = format!("{} published ports are too many: use at most {MAX_PUBLISHED}", all.len());
+        let what =
+            format!("{} published ports are too many: use at most {MAX_PUBLISHED}", all.len());
         return Err(ConfigError::Setting(what));
     }
     for (i, one) in all.iter().enumerate() {

@@ -27,7 +27,7 @@ fn micros(time: std::time::Duration) -> u32 {
 
 impl Daemon {
     /// As of now. The work grows with the members that have a role.
-        pub(super) fn onion_world(&self) -> OnionWorld {
+    pub(super) fn onion_world(&self) -> OnionWorld {
         let (now, unix) = (self.now(), unix_now().as_secs());
         let mut candidates = Vec::new();
         let mut measurements = Measurements::default();

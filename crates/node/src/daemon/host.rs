@@ -54,7 +54,6 @@ impl Daemon {
     }
 }
 
-#[expect(dead_code, reason = "called once there are paths to connect to")]
 impl Daemon {
     /// Leads the machine's traffic into our interface, or changes how. Again
     /// after every change of routes, and now and then: other programs clean up

@@ -3,6 +3,7 @@
 //!
 //! Invariant: what is opened here serves nobody before [`Interface::start`].
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -78,7 +79,11 @@ impl Interface {
 
 impl Waiting {
     /// Starts the stack and what is served through it.
-    pub(super) fn start(self, own: Addresses, zone: Option<SharedZone>) -> Result<Userspace, Fault> {
+    pub(super) fn start(
+        self,
+        own: Addresses,
+        zone: Option<SharedZone>,
+    ) -> Result<Userspace, Fault> {
         self.bound.start(self.end, own, zone)
     }
 }
@@ -94,6 +99,15 @@ pub(super) fn addresses(own: &[IpAddr], mtu: u32, prefixes: &[IpNet]) -> Address
 }
 
 impl Daemon {
+    /// What became of packets that went nowhere, here and in the stack.
+    pub(super) fn dropped(&self) -> BTreeMap<String, u64> {
+        let mut dropped = self.drops.non_zero();
+        if let Some(userspace) = &self.userspace {
+            dropped.extend(userspace.dialer().stack().counters().non_zero());
+        }
+        dropped
+    }
+
     /// Tells the stack, if there is one, our addresses and what is in the mesh.
     pub(super) fn readdress_stack(&self) {
         let Some(userspace) = &self.userspace else { return };

@@ -56,7 +56,7 @@ impl Daemon {
                 admin: self.control.is_admin(),
             },
             peers,
-            drops: self.drops.non_zero(),
+            drops: self.dropped(),
             warnings: self.warnings(expires),
             names: self.names.status(),
             lan: self.surroundings.lan_status(),

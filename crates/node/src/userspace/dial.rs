@@ -149,11 +149,7 @@ impl Dialer {
     ///
     /// # Errors
     /// [`DialError`].
-    pub async fn dial(
-        &self,
-        to: &Destination,
-        isolation: &Isolation,
-    ) -> Result<Stream, DialError> {
+    pub async fn dial(&self, to: &Destination, isolation: &Isolation) -> Result<Stream, DialError> {
         let mut first = None;
         for address in self.resolve(to, isolation).await? {
             let tried = match self.source_for(address.ip()) {

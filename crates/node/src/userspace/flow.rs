@@ -275,8 +275,8 @@ impl Flow {
         {}
         let blocked = port.blocked;
         let state = inner.socket().state();
-        let over = !blocked
-            && (state == State::Closed || (state == State::TimeWait && inner.released));
+        let over =
+            !blocked && (state == State::Closed || (state == State::TimeWait && inner.released));
         let due = match inner.interface.poll_at(at, &inner.sockets) {
             Some(_) if over || blocked => None,
             // What is due at once was just done: the rest can wait a moment.

@@ -124,8 +124,7 @@ async fn ask(
 ) -> Result<Vec<IpAddr>, LookupError> {
     for patience in TRIES {
         // A number and a port of its own for each try.
-        let asked =
-            question(name, kind, OsRandom.next_u32() as u16).ok_or(LookupError::Missing)?;
+        let asked = question(name, kind, OsRandom.next_u32() as u16).ok_or(LookupError::Missing)?;
         let mut socket =
             stack.bind_udp(source.address, None, isolation).map_err(|_| LookupError::Failed)?;
         socket.send(RESOLVER, &asked);

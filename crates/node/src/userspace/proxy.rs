@@ -190,9 +190,10 @@ mod tests {
     async fn what_is_idle_ends_and_what_moves_does_not() {
         let (mut near, mut a) = duplex(64);
         let (mut b, mut far) = duplex(64);
-        let joined = tokio::spawn(async move {
-            join_until_idle(&mut a, &mut b, Duration::from_secs(10)).await
-        });
+        let joined =
+            tokio::spawn(
+                async move { join_until_idle(&mut a, &mut b, Duration::from_secs(10)).await },
+            );
         for _ in 0..5 {
             tokio::time::sleep(Duration::from_secs(8)).await;
             near.write_all(b"x").await.unwrap();

@@ -124,11 +124,8 @@ impl Relays {
         let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await?;
         // Ready to send before the first attempt.
         socket.writable().await?;
-        let relay = Arc::new(Relay {
-            socket,
-            used: AtomicU64::new(self.now()),
-            peers: Mutex::default(),
-        });
+        let relay =
+            Arc::new(Relay { socket, used: AtomicU64::new(self.now()), peers: Mutex::default() });
         let mut all = self.lock();
         if all.len() >= MAX_RELAYS {
             let oldest = all
@@ -146,12 +143,7 @@ impl Relays {
 }
 
 /// Passes answers back until the socket has been idle for long.
-async fn answers(
-    relays: std::sync::Weak<Relays>,
-    stack: Stack,
-    key: Key,
-    relay: Arc<Relay>,
-) {
+async fn answers(relays: std::sync::Weak<Relays>, stack: Stack, key: Key, relay: Arc<Relay>) {
     let mut buffer = vec![0; MAX_DATAGRAM];
     loop {
         let received = tokio::time::timeout(IDLE, relay.socket.recv_from(&mut buffer)).await;

@@ -72,9 +72,14 @@ mod tests {
         for text in ["tcp:80=127.0.0.1:8080", "udp:53=[::1]:5353"] {
             assert_eq!(text.parse::<Publish>().unwrap().to_string(), text);
         }
-        for bad in
-            ["", "80=127.0.0.1:80", "tcp:80", "tcp:0=127.0.0.1:1", "tcp:1=localhost:1", "icmp:1=1:1"]
-        {
+        for bad in [
+            "",
+            "80=127.0.0.1:80",
+            "tcp:80",
+            "tcp:0=127.0.0.1:1",
+            "tcp:1=localhost:1",
+            "icmp:1=1:1",
+        ] {
             let error = bad.parse::<Publish>().unwrap_err().to_string();
             assert!(error.contains("tcp:80=127.0.0.1:8080"), "{error}");
         }

@@ -7,6 +7,7 @@
 //! bounded; a connection that ends is forgotten at once; with nothing to do the
 //! loop sleeps. Not here: what a connection is for.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
@@ -311,10 +312,9 @@ impl Stack {
         }
         for _ in 0..PORT_TRIES {
             let local = SocketAddr::new(address, port.unwrap_or_else(random_port));
-            if !table.sockets.contains_key(&local) {
+            if let Entry::Vacant(free) = table.sockets.entry(local) {
                 let (sender, incoming) = mpsc::channel(DATAGRAMS);
-                let socket = Socket { incoming: sender, isolation: isolation.clone() };
-                table.sockets.insert(local, socket);
+                free.insert(Socket { incoming: sender, isolation: isolation.clone() });
                 return Ok(UdpSocket::new(self.clone(), local, incoming));
             }
         }
@@ -358,9 +358,8 @@ impl Stack {
                     shared.work(&flow);
                 }
             }
-            let blocked = std::mem::take(
-                &mut *shared.blocked.lock().unwrap_or_else(PoisonError::into_inner),
-            );
+            let blocked =
+                std::mem::take(&mut *shared.blocked.lock().unwrap_or_else(PoisonError::into_inner));
             for flow in &blocked {
                 shared.work(flow);
             }

@@ -95,7 +95,8 @@ fn fair() -> Weather {
 /// Runs a test on one thread, as the daemon does.
 fn run<F: Future<Output = ()>>(test: impl FnOnce() -> F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    LocalSet::new().block_on(&runtime, async { timeout(Duration::from_secs(60), test()).await })
+    LocalSet::new()
+        .block_on(&runtime, async { timeout(Duration::from_secs(60), test()).await })
         .unwrap();
 }
 

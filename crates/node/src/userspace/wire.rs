@@ -47,6 +47,19 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// Those that are not zero, by the labels that `warren status` shows.
+    pub fn non_zero(&self) -> impl Iterator<Item = (String, u64)> {
+        let all = [
+            ("stack_not_ours", &self.not_ours),
+            ("stack_malformed", &self.malformed),
+            ("stack_fragments", &self.fragments),
+            ("stack_no_room", &self.no_room),
+            ("stack_refused", &self.refused),
+        ];
+        let read = all.map(|(label, count)| (label.to_owned(), count.load(Ordering::Relaxed)));
+        read.into_iter().filter(|(_, count)| *count > 0)
+    }
+
     pub(super) fn count(&self, which: fn(&Self) -> &AtomicU64) {
         which(self).fetch_add(1, Ordering::Relaxed);
     }

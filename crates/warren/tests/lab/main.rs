@@ -122,7 +122,8 @@ fn main() -> ExitCode {
             onion::SCENARIOS,
             userspace::SCENARIOS,
         ],
-        [LONG, nat::LONG, failover::LONG, churn::LONG, rotation::LONG, host::LONG].to_vec(),
+        [LONG, nat::LONG, failover::LONG, churn::LONG, rotation::LONG, host::LONG, userspace::LONG]
+            .to_vec(),
     );
     if !has("--long") {
         long.clear();

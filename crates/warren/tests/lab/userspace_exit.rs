@@ -78,8 +78,69 @@ impl Session {
     }
 }
 
+/// RFC 1071.
+fn write_checksum(bytes: &mut [u8], at: usize) {
+    let pairs = bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
+    let sum: u32 = pairs.sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    bytes[at..at + 2].copy_from_slice(&(!(folded as u16)).to_be_bytes());
+}
+
+/// An echo request over IPv4 from the lease, as a frame.
+fn echo_request(to: [u8; 4], sequence: u8) -> Vec<u8> {
+    let mut frame = vec![0; 10];
+    frame.extend_from_slice(&[0x45, 0, 0, 36, 0, 0, 0, 0, 64, 1, 0, 0]);
+    frame.extend_from_slice(&LEASE);
+    frame.extend_from_slice(&to);
+    write_checksum(&mut frame[10..30], 10);
+    frame.extend_from_slice(&[8, 0, 0, 0, 0x12, 0x34, 0, sequence]);
+    frame.extend_from_slice(b"payload!");
+    write_checksum(&mut frame[30..], 2);
+    frame
+}
+
+/// Pings through an exit of its own, from the frames that come back.
+async fn pings(host: IpAddr) -> Result<()> {
+    let IpAddr::V4(host) = host else { anyhow::bail!("an IPv4 address") };
+    let (mut queues, end) = memory::pair(1)?;
+    let stack = Stack::new(end, Addresses::default(), 16);
+    let driven = stack.clone();
+    tokio::spawn(async move { driven.run().await });
+    let handle = tokio::runtime::Handle::current();
+    let allow = |ip, _, proto| ip == Pair::RIGHT && proto == Proto::Echo;
+    let _exit = Exit::start(&handle, &stack, leases(), None, Arc::new(allow));
+    let queue = queues.remove(0);
+    for sequence in 1..=3 {
+        stack.inject(&echo_request(host.octets(), sequence));
+        let mut buffer = [0; 2000];
+        let mut tries = 0;
+        let length = loop {
+            match queue.read(&mut buffer) {
+                Ok(length) => break length,
+                Err(_) if tries < 2000 => tries += 1,
+                Err(error) => return Err(error).context("no reply"),
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        };
+        let reply = &buffer[10..length];
+        ensure!(reply[12..16] == host.octets() && reply[16..20] == LEASE, "{reply:?}");
+        ensure!(reply[20..22] == [0, 0], "no echo reply: {reply:?}");
+        ensure!(reply[24..28] == [0x12, 0x34, 0, sequence], "another's: {reply:?}");
+        ensure!(&reply[28..] == b"payload!", "{reply:?}");
+    }
+    // Where the policy does not allow it, nothing comes back; it is counted.
+    stack.inject(&echo_request([10, 99, 0, 1], 4));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    ensure!(queue.read(&mut [0; 2000]).is_err(), "answered");
+    ensure!(stack.counters().refused.load(Ordering::Relaxed) == 1);
+    Ok(())
+}
+
 pub(crate) fn serves_leases() -> Result<()> {
     let pair = Pair::create(1500, Underlay::Direct)?;
+    // Echo sockets for everybody, as most distributions have it.
+    let range = "echo 0 2147483647 > /proc/sys/net/ipv4/ping_group_range";
+    pair.left.run("sh", &["-c", range])?;
     let server = Server::start(&pair.right, SocketAddr::new(Pair::RIGHT, 8000))?;
     let bind = |port| -> Result<UdpSocket> {
         let at = SocketAddr::new(Pair::RIGHT, port);
@@ -138,6 +199,8 @@ pub(crate) fn serves_leases() -> Result<()> {
             }
         }
         ensure!(socket.send(SocketAddr::new(Pair::RIGHT, 9), b"x"), "sent, to be refused");
+
+        pings(Pair::RIGHT).await.context("echo requests")?;
 
         // All of it ends with the exit.
         let mut open = session.connect(address).await?;

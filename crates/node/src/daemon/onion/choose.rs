@@ -106,7 +106,8 @@ impl Daemon {
             // all; a standby over the same nodes would be none.
             Err(error) if active => self.select(&with(&[]), true).map_err(|_| error),
             Err(error) if purpose == Purpose::Standby && wish.hops > 1 => {
-                let half: Vec<NodeId> = avoid.iter().copied().filter(|id| self.is_middle(*id)).collect();
+                let half: Vec<NodeId> =
+                    avoid.iter().copied().filter(|id| self.is_middle(*id)).collect();
                 self.select(&with(&half), false).map_err(|_| error)
             }
             Err(error) => Err(error),

@@ -4,9 +4,7 @@
 use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 
 use ipnet::IpNet;
-use warren_proto::selection::{
-    Avoid, Constraints, EntryChoice, ExitChoice, Explanation, MAX_HOPS,
-};
+use warren_proto::selection::{Avoid, Constraints, EntryChoice, ExitChoice, Explanation, MAX_HOPS};
 use warren_types::api::{ConnectRequest, Event};
 use warren_types::{Action, Coordinates, Country, Family, NodeId, Place, Protocol, Region};
 
@@ -26,9 +24,7 @@ const SPARES: usize = 1;
 /// packet is sent.
 pub(super) fn has_ipv6_route(_interface: &str) -> bool {
     let anywhere = SocketAddr::from((Ipv6Addr::new(0x2001, 0x4860, 0, 0, 0, 0, 0, 1), 9));
-    UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))
-        .and_then(|socket| socket.connect(anywhere))
-        .is_ok()
+    UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).and_then(|socket| socket.connect(anywhere)).is_ok()
 }
 
 fn invalid(text: impl Into<String>) -> ApiError {
@@ -58,9 +54,7 @@ fn split_of(request: &ConnectRequest) -> Result<Split, ApiError> {
                 .parse()
                 .or_else(|_| item.parse::<std::net::IpAddr>().map(IpNet::from))
                 .map_err(|_| {
-                    invalid(format!(
-                        "`{item}` is no prefix, `user:NUMBER` or `cgroup:PATH`"
-                    ))
+                    invalid(format!("`{item}` is no prefix, `user:NUMBER` or `cgroup:PATH`"))
                 })?;
             split.subnets.push(net.trunc());
         }
@@ -97,7 +91,8 @@ impl Daemon {
         if let Ok(place) = word.parse::<Place>() {
             return Ok(place.coordinates());
         }
-        let known = self.member_named(word).and_then(|id| self.mesh.view(id)?.onion()?.place.clone());
+        let known =
+            self.member_named(word).and_then(|id| self.mesh.view(id)?.onion()?.place.clone());
         known.map(|place| place.coordinates()).ok_or_else(|| {
             invalid(format!(
                 "where `{word}` is, is not known: use a country or city (`nearest:de/fra`), a \
@@ -109,7 +104,10 @@ impl Daemon {
     /// The words of a request as constraints.
     fn constraints(&self, request: &ConnectRequest) -> Result<Constraints, ApiError> {
         if !(1..=MAX_HOPS).contains(&request.hops) {
-            return Err(invalid(format!("a path of {} hops is not possible: use 1 to 4", request.hops)));
+            return Err(invalid(format!(
+                "a path of {} hops is not possible: use 1 to 4",
+                request.hops
+            )));
         }
         let exit = match request.exit.as_str() {
             "auto" => ExitChoice::Auto,
@@ -326,7 +324,8 @@ impl Daemon {
             }
             Err(reason) => {
                 tracing::error!(%reason, "this node cannot serve as an exit");
-                self.notices.insert("exit", format!("this node does not serve as an exit: {reason}"));
+                self.notices
+                    .insert("exit", format!("this node does not serve as an exit: {reason}"));
                 false
             }
         }

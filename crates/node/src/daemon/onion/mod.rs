@@ -285,10 +285,8 @@ impl Daemon {
             draining: report.draining,
             ipv6: exit && connect::has_ipv6_route(&self.interface),
         };
-        let keys = self
-            .onion_keys()
-            .map(|pair| StaticKey::from_bytes(pair.secret.expose()))
-            .collect();
+        let keys =
+            self.onion_keys().map(|pair| StaticKey::from_bytes(pair.secret.expose())).collect();
         self.onion.relay.set_keys(keys);
         let now_ms = self.now_ms();
         self.onion.relay.set_duties(duties, now_ms);

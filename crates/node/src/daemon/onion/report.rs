@@ -5,9 +5,7 @@ use std::sync::atomic::Ordering;
 use warren_proto::onion::client::{CircuitView, HopView, Phase, Purpose};
 use warren_proto::onion::session::{CLIENT_V4, CLIENT_V6};
 use warren_proto::selection::Outcome;
-use warren_types::api::{
-    Health, OnionCircuit, OnionHop, OnionReport, OnionState, RelayReport,
-};
+use warren_types::api::{Health, OnionCircuit, OnionHop, OnionReport, OnionState, RelayReport};
 
 use super::super::{Daemon, unix_now};
 use crate::host::kill_switch;
@@ -87,9 +85,8 @@ impl Daemon {
         let count = |get: fn(&warren_proto::onion::session::Stream) -> u64| stream.map_or(0, get);
         let active = views.first().filter(|view| view.phase == Phase::Active);
         let exit = active.and_then(|view| view.hops.last());
-        let exit_view = exit
-            .and_then(|hop| self.suffix_node(&hop.node))
-            .and_then(|id| self.mesh.view(id));
+        let exit_view =
+            exit.and_then(|hop| self.suffix_node(&hop.node)).and_then(|id| self.mesh.view(id));
         let predicted = match self.onion.explanation.as_ref().map(|known| &known.outcome) {
             Some(Outcome::Chosen(choice)) => Some(millis(choice.predicted.rtt_us)),
             _ => None,
@@ -130,14 +127,12 @@ impl Daemon {
             let last = session.stream.last_tx_ms.load(Ordering::Relaxed);
             self.now_ms().saturating_sub(last) < 2_000
         });
-        let patience =
-            if view.phase == Phase::Active && used { SILENT_MS } else { SILENT_IDLE_MS };
+        let patience = if view.phase == Phase::Active && used { SILENT_MS } else { SILENT_IDLE_MS };
         let (mut before, mut best_before) = (Some(0), Some(0));
         let mut hops = Vec::new();
         for hop in &view.hops {
-            let step = |now: Option<u32>, before: Option<u32>| {
-                Some(millis(now?.saturating_sub(before?)))
-            };
+            let step =
+                |now: Option<u32>, before: Option<u32>| Some(millis(now?.saturating_sub(before?)));
             let added = step(hop.rtt_us, before);
             let best = step(hop.least_us, best_before);
             let (health, why) = health(hop, added.zip(best), patience);

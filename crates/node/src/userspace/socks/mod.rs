@@ -15,12 +15,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::Isolation;
 use super::address::NoSource;
-use super::dial::{DialError, Destination};
+use super::dial::{Destination, DialError};
 use super::flow::ConnectError;
 use super::lookup::LookupError;
 use super::proxy::{GREETING_PATIENCE, Proxy, join, log_failure};
-use super::Isolation;
 use wire::{Command, MAX_MESSAGE, Malformed, Parsed, Reply, Request};
 
 /// Nothing to say about where a connection is bound.
@@ -73,10 +73,7 @@ async fn read<T>(
 }
 
 /// Who it is and what it wants; `None` when it was turned away.
-async fn greet(
-    proxy: &Proxy,
-    stream: &mut TcpStream,
-) -> io::Result<Option<(Isolation, Request)>> {
+async fn greet(proxy: &Proxy, stream: &mut TcpStream) -> io::Result<Option<(Isolation, Request)>> {
     let mut buffer = Vec::with_capacity(MAX_MESSAGE + 1);
     let methods = read(stream, &mut buffer, |bytes| {
         wire::greeting(bytes).map(|parsed| parsed.map(|(all, length)| (all.to_vec(), length)))

@@ -225,7 +225,8 @@ mod tests {
 
     #[test]
     fn messages_are_read() {
-        let methods = grows(&[5, 2, 0, 2], |b| greeting(b).map(|p| p.map(|(m, n)| (m.to_vec(), n))));
+        let methods =
+            grows(&[5, 2, 0, 2], |b| greeting(b).map(|p| p.map(|(m, n)| (m.to_vec(), n))));
         assert_eq!(methods, [0, 2]);
         let (user, password) = grows(b"\x01\x04anna\x06secret", |b| {
             user_password(b).map(|p| p.map(|((u, p), n)| ((u.to_vec(), p.to_vec()), n)))
@@ -233,7 +234,10 @@ mod tests {
         assert_eq!((&user[..], &password[..]), (&b"anna"[..], &b"secret"[..]));
         let to = |text: &str| Some(Destination::Address(text.parse().unwrap()));
         let connect = |destination| Request { command: Command::Connect, destination };
-        assert_eq!(grows(&[5, 1, 0, 1, 100, 64, 0, 1, 0, 80], request), connect(to("100.64.0.1:80")));
+        assert_eq!(
+            grows(&[5, 1, 0, 1, 100, 64, 0, 1, 0, 80], request),
+            connect(to("100.64.0.1:80"))
+        );
         let mut six = vec![5, 1, 0, 4, 0xfd, 0x12];
         six.extend_from_slice(&[0; 13]);
         six.extend_from_slice(&[1, 1, 187]);

@@ -55,7 +55,7 @@ impl Daemon {
         };
         let explanation = explain(&input, Seed::generate(&mut OsRandom));
         let outcome = explanation.outcome.clone();
-        if keep || matches!(outcome, Outcome::Failed(_)) {
+        if keep {
             self.onion.explanation = Some(explanation);
         }
         match outcome {

@@ -1,5 +1,5 @@
-//! Circuits once more, slowly and from `docs/protocol.md` alone: sections 20 to
-//! 23, with other people's primitives. A layer is what the document says of it
+//! Circuits once more, slowly and from `docs/protocol.md` alone: sections 21 to
+//! 24, with other people's primitives. A layer is what the document says of it
 //! and nothing is computed ahead or kept.
 
 use aes::cipher::{BlockEncrypt as _, KeyInit as _};

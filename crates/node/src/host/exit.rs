@@ -122,6 +122,11 @@ pub(super) fn apply(record: &mut Record, plan: &ExitPlan) -> Result<(), Fault> {
     Ok(())
 }
 
+/// True while nobody has removed it.
+pub(super) fn in_force() -> Result<bool, Fault> {
+    nft::exists(TABLE)
+}
+
 /// What of this machine stands in an exit's way.
 pub(super) fn hints(interface: &str) -> Vec<String> {
     let hint = |table: String| {

@@ -102,7 +102,8 @@ impl Companion {
             .remedy("run as root, or give the capability CAP_NET_ADMIN"));
         }
         let mut command = Command::new("/proc/self/exe");
-        command.arg(SUBCOMMAND).arg("--state-dir").arg(dir);
+        // What `ps` shows.
+        command.arg0("warren").arg(SUBCOMMAND).arg("--state-dir").arg(dir);
         Self::start_as(command)
     }
 

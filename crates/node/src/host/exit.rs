@@ -204,7 +204,7 @@ fn table(plan: &ExitPlan, facts: &Facts) -> String {
         text,
         "\tchain refuse {{\n\
          \t\tmeta l4proto tcp counter reject with tcp reset\n\
-         \t\tcounter reject with icmpx admin-prohibited\n\t}}\n\
+         \t\tcounter reject with icmpx type admin-prohibited\n\t}}\n\
          \tchain early {{\n\
          \t\ttype filter hook prerouting priority raw; policy accept;\n\
          \t\tiifname != \"{tunnel}\" ip saddr {lease4} counter drop\n\

@@ -284,7 +284,7 @@ fn guard(plan: &TakeoverPlan) -> String {
             Family::V6 => " ip6 saddr != { fe80::/10, :: }",
         };
         let _ = writeln!(text, "{outside}{link_local} meta l4proto tcp reject with tcp reset");
-        let _ = writeln!(text, "{outside}{link_local} reject with icmpx admin-prohibited");
+        let _ = writeln!(text, "{outside}{link_local} reject with icmpx type admin-prohibited");
     }
     if plan.split.takes_all() {
         if let Some(users) = split::users(&plan.split) {
@@ -299,7 +299,7 @@ fn guard(plan: &TakeoverPlan) -> String {
         let _ = writeln!(
             text,
             "\t\toifname != {{ \"lo\", \"{tunnel}\" }} meta l4proto {{ tcp, udp }} \
-             th dport {{ 53, 853 }} reject with icmpx admin-prohibited"
+             th dport {{ 53, 853 }} reject with icmpx type admin-prohibited"
         );
     }
     text.push_str("\t}\n");

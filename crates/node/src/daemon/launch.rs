@@ -66,6 +66,8 @@ const REQUESTS: usize = 64;
 pub async fn run(start: Start) -> Ended {
     let Start { config, intent, events, ready, stop } = start;
     let store = Arc::new(Store::open(&config.state_dir)?);
+    // Early: a kill switch that is to be on is on again from here.
+    let host = companion(&config);
     let stored = store.member()?;
     refuse_second_network(&intent, stored.as_ref())?;
     // A mistyped code is told before anything is opened.
@@ -101,7 +103,6 @@ pub async fn run(start: Start) -> Ended {
         Names::prepare(&config, identity.id(), &standing.member, &prefixes, &interface).await;
     let listener = api::bind(&config.api_socket())?;
     let wg_tool = wg_socket(&interface);
-    let host = companion(&config);
     confine(&config, wg_tool.as_ref().map(|s| s.path().to_owned()));
 
     let epoch = Instant::now();

@@ -82,6 +82,11 @@ impl Daemon {
                     .to_owned(),
             );
         }
+        if self.userspace.as_ref().is_some_and(|userspace| userspace.failed()) {
+            warnings.push(
+                "the userspace stack has stopped, the log says why: restart the daemon".to_owned(),
+            );
+        }
         warnings.extend(self.notices.values().cloned());
         warnings
     }

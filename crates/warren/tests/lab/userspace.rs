@@ -16,7 +16,7 @@ use warren_lab::wan::{Attachment, Wan};
 use warren_os::files::TemporaryDir;
 use warren_os::icmp::Pinger;
 
-use crate::names::have;
+use crate::names::{eventually, have};
 use crate::story::{PATIENCE, spec};
 
 pub(crate) const SCENARIOS: &[crate::Scenario] = &[
@@ -359,6 +359,25 @@ fn programs_reach_the_mesh() -> Result<()> {
         ensure!(refused.kind() == std::io::ErrorKind::ConnectionRefused, "{refused}");
         drop(local);
     }
+
+    // A network behind a member is reached as well, while it is offered.
+    let behind = "192.168.7.0/24";
+    let mut netlink = left.netlink()?;
+    let lo = netlink.link_index("lo")?;
+    netlink.add_address(lo, "192.168.7.1/32".parse()?)?;
+    ensure!(mixed.socks("192.168.7.1", port)?.err() == Some(3), "not offered yet");
+    mixed.left.warren(&["route", "advertise", behind])?;
+    mixed.left.warren(&["route", "approve", "left", behind])?;
+    let mut stream = None;
+    eventually("the network behind the member", || {
+        stream = mixed.socks("192.168.7.1", port)?.ok();
+        Ok(stream.is_some())
+    })?;
+    download(stream.context("no stream")?, 1_000_000)?;
+    mixed.left.warren(&["route", "withdraw", behind])?;
+    eventually("it is no more", || Ok(mixed.socks("192.168.7.1", port)?.err() == Some(3)))?;
+    let refused = mixed.right.warren(&["route", "advertise", "192.168.8.0/24"]).err();
+    ensure!(refused.is_some_and(|e| format!("{e:#}").contains("--publish")), "it forwards nothing");
 
     // At rest it costs next to nothing.
     let before = mixed.right.cost()?.cpu;

@@ -21,6 +21,7 @@ mod mesh;
 mod names;
 mod nat;
 mod network;
+mod proxies;
 mod relay;
 mod rotation;
 mod router;

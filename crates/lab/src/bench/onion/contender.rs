@@ -131,11 +131,7 @@ impl<'c> Carried<'c> {
 
     /// One TCP stream of so many seconds, Gb/s, and the CPU seconds per GB of
     /// each role.
-    pub(super) fn stream(
-        &self,
-        seconds: u32,
-        back: bool,
-    ) -> Result<(f64, BTreeMap<String, f64>)> {
+    pub(super) fn stream(&self, seconds: u32, back: bool) -> Result<(f64, BTreeMap<String, f64>)> {
         let to = self.chain.server_address().to_string();
         let mut server = self.chain.server().command("iperf3");
         server.args(["-s", "-1", "-B", &to]).stdout(Stdio::null()).stderr(Stdio::null());
@@ -177,7 +173,12 @@ fn role(i: usize, hops: usize) -> String {
     }
 }
 
-fn keys(host: &Host, wg: &Path, scratch: &Path, name: &str) -> Result<(std::path::PathBuf, String)> {
+fn keys(
+    host: &Host,
+    wg: &Path,
+    scratch: &Path,
+    name: &str,
+) -> Result<(std::path::PathBuf, String)> {
     let secret = host.run(&wg.to_string_lossy(), &["genkey"])?;
     let file = scratch.join(name);
     write_private(&file, secret.as_bytes())?;
@@ -200,7 +201,14 @@ fn wireguard<'c>(chain: &'c Chain, programs: &Programs, scratch: &Path) -> Resul
         let (hop_file, hop_key) = keys(hop, &wg, scratch, &format!("hop{i}"))?;
         let port = 51_820 + i;
         let ends = [
-            (client, format!("c{i}"), client_file, hop_key, format!("10.20{i}.0.1/24"), "0.0.0.0/0"),
+            (
+                client,
+                format!("c{i}"),
+                client_file,
+                hop_key,
+                format!("10.20{i}.0.1/24"),
+                "0.0.0.0/0",
+            ),
             (hop, format!("h{i}"), hop_file, client_key, format!("10.20{i}.0.2/24"), "0.0.0.0/0"),
         ];
         for (at, (host, interface, file, key, inner, allowed)) in ends.into_iter().enumerate() {
@@ -257,7 +265,8 @@ fn warren<'c>(
             std::fs::write(&config, "[exit]\nresolver = \"10.98.1.1\"\n")?;
             arguments.extend(["--config".into(), config.into_os_string()]);
         }
-        let name = role(i, hops).trim_start_matches(|c: char| c.is_ascii_digit() || c == '-').to_owned();
+        let name =
+            role(i, hops).trim_start_matches(|c: char| c.is_ascii_digit() || c == '-').to_owned();
         let name = if i > 1 && i < hops { format!("{name}{i}") } else { name };
         Ok(NodeSpec {
             binary: programs.get("warren")?,

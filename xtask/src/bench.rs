@@ -6,6 +6,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use warren_lab::bench::onion::{OnionContender, OnionPlan};
 use warren_lab::bench::{self, Contender, Plan};
 use warren_lab::topology::{Privilege, Underlay, find_privilege};
 
@@ -84,6 +85,60 @@ pub(crate) fn link(options: &Link) -> Result<ExitCode> {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     })
+}
+
+/// Options of `bench onion`.
+#[derive(Args)]
+pub(crate) struct Onion {
+    /// Who takes part.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "wireguard-go-nested-3,wireguard-go-1,warren-3-aes,warren-3-chacha,warren-1-aes"
+    )]
+    contenders: Vec<OnionContender>,
+    /// What the links offer: direct (all offloads), nic (no hardware segmentation), off.
+    #[arg(long, default_value = "direct")]
+    underlay: Underlay,
+    /// Rounds; the median counts.
+    #[arg(long, default_value_t = 5)]
+    repeat: u32,
+    /// Seconds of each TCP measurement.
+    #[arg(long, default_value_t = 4)]
+    seconds: u32,
+    /// Write the whole report as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Directories (or programs) to look in before PATH; may be repeated.
+    #[arg(long)]
+    peer_path: Vec<PathBuf>,
+    /// Measure the warren binary that is found instead of building one.
+    #[arg(long)]
+    no_build: bool,
+}
+
+pub(crate) fn onion(options: &Onion) -> Result<ExitCode> {
+    let mut peer_paths = options.peer_path.clone();
+    if !options.no_build {
+        peer_paths.push(build_warren()?);
+    }
+    if let Privilege::Delegated(code) = find_privilege()? {
+        return Ok(code);
+    }
+    let plan = OnionPlan {
+        contenders: options.contenders.clone(),
+        underlay: options.underlay,
+        repeat: options.repeat.max(1),
+        seconds: options.seconds.max(1),
+        peer_paths,
+    };
+    let report = bench::onion::run(&plan, |line| eprintln!("{line}"))?;
+    print!("{report}");
+    if let Some(path) = &options.json {
+        let json = serde_json::to_string_pretty(&report)?;
+        std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Builds the release binary and returns its directory.

@@ -42,6 +42,8 @@ enum Task {
 enum Bench {
     /// Beside other VPNs on one link between two network namespaces.
     Link(bench::Link),
+    /// Paths of several hops beside nested WireGuard tunnels.
+    Onion(bench::Onion),
     /// One daemon in a network of thousands.
     Scale(scale::Scale),
     /// The active peers of `bench scale`, which starts this by itself.
@@ -61,6 +63,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.task {
         Task::Bench { what: Bench::Link(link) } => bench::link(&link),
+        Task::Bench { what: Bench::Onion(onion) } => bench::onion(&onion),
         Task::Sim { what: Sim::Mesh(options) } => sim::mesh(&options),
         Task::Bench { what: Bench::Scale(scale) } => scale::scale(&scale),
         Task::Bench { what: Bench::Farm(farm) } => scale::farm(&farm),

@@ -198,7 +198,7 @@ pub enum Underlay {
 
 impl Underlay {
     /// `ethtool -K` features and their values.
-    fn features(self) -> &'static [&'static str] {
+    pub(crate) fn features(self) -> &'static [&'static str] {
         match self {
             Self::Direct => &[],
             Self::Nic => &["tso", "off", "tx-udp-segmentation", "off", "gso", "on", "gro", "on"],

@@ -69,9 +69,13 @@ fn every_configuration_key_is_in_the_manual() {
     let mut section = "";
     let mut found = 0;
     for line in raw.lines() {
-        for (name, prefix) in
-            [("RawConfig", ""), ("RawAuth", "auth."), ("RawDangerous", "dangerous.")]
-        {
+        for (name, prefix) in [
+            ("RawConfig", ""),
+            ("RawAuth", "auth."),
+            ("RawUserspace", "userspace."),
+            ("RawPublish", "publish."),
+            ("RawDangerous", "dangerous."),
+        ] {
             if line.contains(&format!("struct {name}")) {
                 section = prefix;
             }
@@ -86,8 +90,9 @@ fn every_configuration_key_is_in_the_manual() {
         found += 1;
         let listed = match (section, key) {
             ("", "peer") => "| `[[peer]]` |".to_owned(),
-            ("", "auth" | "dangerous") => continue,
-            ("peer.", key) => format!("`{key}`"),
+            ("userspace.", "publish") => "| `[[userspace.publish]]` |".to_owned(),
+            ("", "auth" | "userspace" | "dangerous") => continue,
+            ("peer." | "publish.", key) => format!("`{key}`"),
             (section, key) => format!("| `{section}{key}` |"),
         };
         assert!(manual.contains(&listed), "docs/operations.md lacks {listed}");

@@ -197,7 +197,7 @@ fn ping(tunnel: &Tunnel<'_>) -> Result<(f64, f64)> {
     parse_ping(&ping("100")?)
 }
 
-fn parse_ping(text: &str) -> Result<(f64, f64)> {
+pub(super) fn parse_ping(text: &str) -> Result<(f64, f64)> {
     let numbers = text.lines().find(|line| line.contains("min/avg/max"));
     let numbers = numbers.and_then(|line| line.split(" = ").nth(1)).context("no ping summary")?;
     let mut numbers = numbers.split('/').skip(1);

@@ -12,6 +12,7 @@
 pub mod contender;
 mod measure;
 mod nebula;
+pub mod onion;
 pub mod report;
 mod tunnel;
 mod warren;

@@ -29,25 +29,31 @@ pub(super) struct Connection {
     pub(super) resolver: bool,
 }
 
-/// The topic of what `warren status` says of the kill switch.
-const TOPIC: &str = "kill switch";
+/// The topic of what `warren status` says of it.
+const TOPIC: &str = "machine";
 
 impl Daemon {
-    /// Puts the kill switch back into force when another program has removed it
-    /// (a restart of the system's firewall does).
+    /// Puts back what another program has removed (a restart of the system's
+    /// firewall does).
     pub(super) fn keep_machine(&mut self) {
-        if matches!(kill_switch::remembered(&self.config.state_dir), Ok(None)) {
+        let remembered = kill_switch::remembered(&self.config.state_dir);
+        let active = self.host.as_ref().is_some_and(Companion::is_active);
+        if matches!(remembered, Ok(None)) && !active {
             self.notices.remove(TOPIC);
             return;
         }
-        match self.companion().and_then(Companion::kill_switch_keep) {
-            Ok(_) => {
+        match self.companion().and_then(Companion::keep) {
+            Ok(state) => {
                 self.notices.remove(TOPIC);
+                if !state.put_back.is_empty() {
+                    let what = state.put_back.join(", ");
+                    tracing::warn!(what, "another program had removed it: it is there again");
+                }
             }
             Err(fault) => {
-                let what = format!("the kill switch may not be in force: {}", fault.what());
+                let what = format!("what goes beside the tunnel is not known: {}", fault.what());
                 if self.notices.insert(TOPIC, what).is_none() {
-                    tracing::error!(%fault, "the kill switch may not be in force");
+                    tracing::error!(%fault, "what goes beside the tunnel is not known");
                 }
             }
         }

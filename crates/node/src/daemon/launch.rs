@@ -67,6 +67,8 @@ const REQUESTS: usize = 64;
 pub async fn run(start: Start) -> Ended {
     let Start { config, intent, events, ready, stop } = start;
     let store = Arc::new(Store::open(&config.state_dir)?);
+    // Early: a kill switch that is to be on is on again from here.
+    let host = if config.userspace.is_none() { companion(&config) } else { None };
     let stored = store.member()?;
     refuse_second_network(&intent, stored.as_ref())?;
     // A mistyped code is told before anything is opened.
@@ -103,7 +105,6 @@ pub async fn run(start: Start) -> Ended {
     let mut names =
         Names::prepare(&config, identity.id(), &standing.member, &prefixes, &interface).await;
     let listener = api::bind(&config.api_socket())?;
-    let host = if config.userspace.is_none() { companion(&config) } else { None };
     // Without an interface there is nothing for WireGuard's tools to name.
     let wg_tool = config.userspace.is_none().then(|| wg_socket(&interface)).flatten();
     confine(&config, wg_tool.as_ref().map(|s| s.path().to_owned()));

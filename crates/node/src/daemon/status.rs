@@ -95,6 +95,11 @@ impl Daemon {
             Ok(None) => {}
             Err(fault) => warnings.push(fault.what().to_owned()),
         }
+        if self.userspace.as_ref().is_some_and(|userspace| userspace.failed()) {
+            warnings.push(
+                "the userspace stack has stopped, the log says why: restart the daemon".to_owned(),
+            );
+        }
         warnings.extend(self.notices.values().cloned());
         warnings
     }

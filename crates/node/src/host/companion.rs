@@ -44,7 +44,7 @@ enum Request {
     ExitDown,
     KillSwitchOn(KillSwitchPlan),
     KillSwitchOff,
-    KillSwitchKeep,
+    Keep,
     State,
 }
 
@@ -84,6 +84,7 @@ pub struct Companion {
     stream: BufReader<UnixStream>,
     child: Child,
     broken: bool,
+    active: bool,
 }
 
 impl Companion {
@@ -101,7 +102,8 @@ impl Companion {
             .remedy("run as root, or give the capability CAP_NET_ADMIN"));
         }
         let mut command = Command::new("/proc/self/exe");
-        command.arg(SUBCOMMAND).arg("--state-dir").arg(dir);
+        // What `ps` shows.
+        command.arg0("warren").arg(SUBCOMMAND).arg("--state-dir").arg(dir);
         Self::start_as(command)
     }
 
@@ -128,7 +130,8 @@ impl Companion {
             .map_err(wrong)?;
         // The command holds the other end open.
         drop(command);
-        let mut companion = Self { stream: BufReader::new(ours), child, broken: false };
+        let mut companion =
+            Self { stream: BufReader::new(ours), child, broken: false, active: false };
         let state = companion.ask(&Request::State)?;
         Ok((companion, state))
     }
@@ -187,12 +190,18 @@ impl Companion {
         self.ask(&Request::KillSwitchOff)
     }
 
-    /// See [`Host::kill_switch_keep`]; the state afterwards.
+    /// See [`Host::keep`]: `put_back` of the answer has what it was.
     ///
     /// # Errors
     /// As there, or when the companion is gone.
-    pub fn kill_switch_keep(&mut self) -> Result<HostState, Fault> {
-        self.ask(&Request::KillSwitchKeep)
+    pub fn keep(&mut self) -> Result<HostState, Fault> {
+        self.ask(&Request::Keep)
+    }
+
+    /// True when there was something to keep in force at the last answer.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.active
     }
 
     /// How things stand.
@@ -213,7 +222,14 @@ impl Companion {
         }
         let exchanged = self.exchange(request);
         match exchanged {
-            Ok(answer) => answer.map_err(Fault::from),
+            Ok(answer) => {
+                if let Ok(state) = &answer {
+                    self.active = state.connected.is_some()
+                        || state.exit.is_some()
+                        || state.kill_switch.plan.is_some();
+                }
+                answer.map_err(Fault::from)
+            }
             Err(error) => {
                 // Its answers would no longer match the questions.
                 self.broken = true;
@@ -305,11 +321,13 @@ fn act(host: &mut Host, request: &Request) -> Result<HostState, Fault> {
         Request::ExitDown => host.exit_down(),
         Request::KillSwitchOn(plan) => host.kill_switch_on(plan),
         Request::KillSwitchOff => host.kill_switch_off(),
-        Request::KillSwitchKeep => host.kill_switch_keep().map(|put_back| {
-            if put_back {
-                tracing::warn!("another program had removed the kill switch");
-            }
-        }),
+        Request::Keep => {
+            let put_back = host.keep()?;
+            return Ok(HostState {
+                put_back: put_back.into_iter().map(str::to_owned).collect(),
+                ..host.state()?
+            });
+        }
         Request::State => Ok(()),
     }?;
     host.state()

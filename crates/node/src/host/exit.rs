@@ -122,6 +122,11 @@ pub(super) fn apply(record: &mut Record, plan: &ExitPlan) -> Result<(), Fault> {
     Ok(())
 }
 
+/// True while nobody has removed it.
+pub(super) fn in_force() -> Result<bool, Fault> {
+    nft::exists(TABLE)
+}
+
 /// What of this machine stands in an exit's way.
 pub(super) fn hints(interface: &str) -> Vec<String> {
     let hint = |table: String| {
@@ -199,7 +204,7 @@ fn table(plan: &ExitPlan, facts: &Facts) -> String {
         text,
         "\tchain refuse {{\n\
          \t\tmeta l4proto tcp counter reject with tcp reset\n\
-         \t\tcounter reject with icmpx admin-prohibited\n\t}}\n\
+         \t\tcounter reject with icmpx type admin-prohibited\n\t}}\n\
          \tchain early {{\n\
          \t\ttype filter hook prerouting priority raw; policy accept;\n\
          \t\tiifname != \"{tunnel}\" ip saddr {lease4} counter drop\n\

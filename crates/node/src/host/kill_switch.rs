@@ -202,13 +202,13 @@ fn table(plan: &KillSwitchPlan, root: &str) -> String {
     // A chain of selected traffic that must not leave beside the tunnel, or of
     // everything.
     let (policy, verdicts): (&str, [String; 2]) = if split.takes_all() {
-        let refuse = "\t\tcounter reject with icmpx admin-prohibited\n".to_owned();
+        let refuse = "\t\tcounter reject with icmpx type admin-prohibited\n".to_owned();
         ("drop", [refuse, "\t\tcounter drop\n".to_owned()])
     } else {
         // A marked packet is routed anew after the first chain's look at it.
         let mut unmarked = plan.clone();
         unmarked.split.groups.clear();
-        let refuse = selection(&unmarked, "counter reject with icmpx admin-prohibited");
+        let refuse = selection(&unmarked, "counter reject with icmpx type admin-prohibited");
         ("accept", [refuse, selection(plan, "counter drop")])
     };
     let [output, leaving] = verdicts;

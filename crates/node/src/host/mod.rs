@@ -53,6 +53,9 @@ pub struct HostState {
     /// What an operator should know, with what to do.
     #[serde(default)]
     pub hints: Vec<String>,
+    /// What another program had removed and was put back just now.
+    #[serde(default)]
+    pub put_back: Vec<String>,
 }
 
 /// The machine, for a process with the privileges to change it. A daemon that
@@ -62,6 +65,9 @@ pub struct Host {
     record: Record,
     mesh_names: Option<(Vec<IpAddr>, Vec<String>)>,
     hints: Vec<String>,
+    /// What is in force, to be kept so.
+    connection: Option<ConnectPlan>,
+    exit: Option<ExitPlan>,
 }
 
 impl Host {
@@ -76,7 +82,14 @@ impl Host {
             kill_switch::on(dir, &plan)?;
         }
         let record = Record::open(dir)?;
-        let mut host = Self { dir: dir.to_owned(), record, mesh_names: None, hints: vec![] };
+        let mut host = Self {
+            dir: dir.to_owned(),
+            record,
+            mesh_names: None,
+            hints: vec![],
+            connection: None,
+            exit: None,
+        };
         host.restore()?;
         Ok(host)
     }
@@ -104,7 +117,9 @@ impl Host {
             }
         };
         let connected = steps();
-        if connected.is_err() && fresh {
+        if connected.is_ok() {
+            self.connection = Some(plan.clone());
+        } else if fresh {
             let undone = self.disconnect(true);
             if let Err(error) = undone {
                 tracing::warn!(%error, "not all could be taken back");
@@ -119,6 +134,7 @@ impl Host {
     /// # Errors
     /// With what could not be taken back; the rest is.
     pub fn disconnect(&mut self, keep_kill_switch: bool) -> Result<(), Fault> {
+        self.connection = None;
         let names = resolver::lift(&mut self.record, self.mesh_names.as_ref());
         let routes = takeover::lift(&mut self.record);
         names.and(routes)?;
@@ -133,10 +149,9 @@ impl Host {
         let fresh = self.record.notes.exit.is_none();
         let up = exit::apply(&mut self.record, plan);
         self.hints = exit::hints(&plan.interface);
-        if up.is_err()
-            && fresh
-            && let Err(error) = self.exit_down()
-        {
+        if up.is_ok() {
+            self.exit = Some(plan.clone());
+        } else if fresh && let Err(error) = self.exit_down() {
             tracing::warn!(%error, "not all could be taken back");
         }
         up
@@ -148,6 +163,7 @@ impl Host {
     /// With what could not be taken back.
     pub fn exit_down(&mut self) -> Result<(), Fault> {
         self.hints.clear();
+        self.exit = None;
         exit::lift(&mut self.record)
     }
 
@@ -167,13 +183,32 @@ impl Host {
         kill_switch::off(&self.dir)
     }
 
-    /// Puts the kill switch back into force if it was turned on and another
-    /// program has removed it; true when that was so.
+    /// Puts back into force what another program has removed: a restart of the
+    /// system's firewall flushes packet filters, systemd-networkd removes rules
+    /// it does not know, DHCP clients write `resolv.conf`. Returns what it was.
     ///
     /// # Errors
-    /// When it could not be.
-    pub fn kill_switch_keep(&mut self) -> Result<bool, Fault> {
-        kill_switch::keep(&self.dir)
+    /// When it could not be put back.
+    pub fn keep(&mut self) -> Result<Vec<&'static str>, Fault> {
+        let mut put_back = Vec::new();
+        if kill_switch::keep(&self.dir)? {
+            put_back.push("the kill switch");
+        }
+        if let Some(plan) = self.connection.clone() {
+            let routes = takeover::in_force(&plan.takeover)?;
+            let names = plan.resolver.is_none() || resolver::in_force();
+            if !routes || !names {
+                self.connect(&plan)?;
+                put_back.push(if routes { "the resolver" } else { "the routes into the tunnel" });
+            }
+        }
+        if let Some(plan) = self.exit.clone()
+            && !exit::in_force()?
+        {
+            self.exit_up(&plan)?;
+            put_back.push("the exit's address translation");
+        }
+        Ok(put_back)
     }
 
     /// How things stand.
@@ -188,6 +223,7 @@ impl Host {
             exit: notes.exit.as_ref().map(|done| done.interface.clone()),
             resolver: notes.resolver.is_some(),
             hints: self.hints.clone(),
+            put_back: Vec::new(),
         })
     }
 

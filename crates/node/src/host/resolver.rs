@@ -87,6 +87,13 @@ pub fn restore() -> Result<(), Fault> {
     restore_file(Path::new(PATH))
 }
 
+/// True while the system asks whom we told it to, as far as files show.
+pub(super) fn in_force() -> bool {
+    let path = Path::new(PATH);
+    (resolved::runs_here() && names_stub(path))
+        || fs::read(path).is_ok_and(|text| former_of(&text).is_some())
+}
+
 /// The server this machine asks, for an exit's clients to ask too.
 pub(super) fn upstream() -> Result<IpAddr, Fault> {
     let missing = || {

@@ -67,11 +67,7 @@ pub(super) fn apply(record: &mut Record, plan: &TakeoverPlan) -> Result<(), Faul
     let group_root = split::group_root(&plan.split)?;
     let mut netlink = Netlink::open().map_err(fault)?;
     let index = netlink.link_index(&plan.interface).map_err(fault)?;
-    let families: &[Family] = match sysctl::read("ipv6/conf/all/disable_ipv6") {
-        Some(_) => &Family::BOTH,
-        // A kernel without IPv6 has nothing that could go beside the tunnel.
-        None => &[Family::V4],
-    };
+    let families = families();
     let mut settings = vec![Change::wanted("ipv4/conf/all/src_valid_mark".to_owned(), "1")];
     if families.contains(&Family::V6) {
         let key = format!("ipv6/conf/{}/disable_ipv6", plan.interface);
@@ -112,6 +108,23 @@ pub(super) fn apply(record: &mut Record, plan: &TakeoverPlan) -> Result<(), Faul
         netlink.delete_rule(rule).map_err(fault)?;
     }
     Ok(())
+}
+
+/// True while nobody has removed any of it. The routes are the interface's.
+pub(super) fn in_force(plan: &TakeoverPlan) -> Result<bool, Fault> {
+    let mut netlink = Netlink::open().map_err(fault)?;
+    let there = netlink.own_rules().map_err(fault)?;
+    let wanted = rules(plan, families());
+    Ok(wanted.iter().all(|rule| there.contains(rule)) && nft::exists(TABLE)?)
+}
+
+/// The families this machine has.
+fn families() -> &'static [Family] {
+    match sysctl::read("ipv6/conf/all/disable_ipv6") {
+        Some(_) => &Family::BOTH,
+        // A kernel without IPv6 has nothing that could go beside the tunnel.
+        None => &[Family::V4],
+    }
 }
 
 /// Takes everything back; what is not there any more is success.
@@ -271,7 +284,7 @@ fn guard(plan: &TakeoverPlan) -> String {
             Family::V6 => " ip6 saddr != { fe80::/10, :: }",
         };
         let _ = writeln!(text, "{outside}{link_local} meta l4proto tcp reject with tcp reset");
-        let _ = writeln!(text, "{outside}{link_local} reject with icmpx admin-prohibited");
+        let _ = writeln!(text, "{outside}{link_local} reject with icmpx type admin-prohibited");
     }
     if plan.split.takes_all() {
         if let Some(users) = split::users(&plan.split) {
@@ -286,7 +299,7 @@ fn guard(plan: &TakeoverPlan) -> String {
         let _ = writeln!(
             text,
             "\t\toifname != {{ \"lo\", \"{tunnel}\" }} meta l4proto {{ tcp, udp }} \
-             th dport {{ 53, 853 }} reject with icmpx admin-prohibited"
+             th dport {{ 53, 853 }} reject with icmpx type admin-prohibited"
         );
     }
     text.push_str("\t}\n");

@@ -156,6 +156,11 @@ impl Userspace {
         Exit::start(&self.runtime, self.dialer.stack(), leases, resolver, allow)
     }
 
+    /// True when the thread has ended by itself: a panic, which the log has.
+    pub fn failed(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     /// Where the SOCKS5 proxy listens.
     pub fn socks(&self) -> Option<SocketAddr> {
         self.socks

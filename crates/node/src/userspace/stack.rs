@@ -28,7 +28,8 @@ use super::stream::{Stream, UdpSocket};
 use super::wire::{Counters, Wire};
 use crate::random::OsRandom;
 
-/// Connections at one time, by default.
+/// Connections at one time, by default; of those opened by others three quarters
+/// at most.
 pub const MAX_CONNECTIONS: usize = 2048;
 /// Connections asked for from outside that nobody has accepted yet.
 pub(super) const MAX_REQUESTS: usize = 256;
@@ -283,7 +284,10 @@ impl Stack {
         isolation: Isolation,
         dial: bool,
     ) -> Result<Arc<Flow>, ConnectError> {
-        if table.flows.len() >= self.0.max_connections {
+        // What others open leaves room for what programs here want.
+        let most = self.0.max_connections;
+        let most = if dial { most } else { most - most / 4 };
+        if table.flows.len() >= most {
             self.0.wire.counters.count(|c| &c.no_room);
             return Err(ConnectError::TooMany);
         }

@@ -65,11 +65,16 @@ impl Drop for Two {
 }
 
 /// The second stack hands over what comes unasked.
-fn two(mut there: Weather, mut back: Weather) -> Two {
+fn two(there: Weather, back: Weather) -> Two {
+    two_of(64, there, back)
+}
+
+/// `most`: connections that the first may have; the second takes as many.
+fn two_of(most: usize, mut there: Weather, mut back: Weather) -> Two {
     let (mut left, left_end) = memory::pair(1).unwrap();
     let (mut right, right_end) = memory::pair(1).unwrap();
-    let first = Stack::new(left_end, own(&[FIRST, FIRST_V6]), 64);
-    let second = Stack::new(right_end, own(&[SECOND, SECOND_V6]), 64);
+    let first = Stack::new(left_end, own(&[FIRST, FIRST_V6]), most);
+    let second = Stack::new(right_end, own(&[SECOND, SECOND_V6]), most * 3 / 2);
     let (taker, arrivals) = mpsc::channel(64);
     second.set_member(Some(taker));
     let mut tasks = Vec::new();
@@ -305,6 +310,79 @@ fn connections_and_requests_are_bounded() {
         while two.first.connections() + two.second.connections() > 0 {
             sleep(Duration::from_millis(5)).await;
         }
+    });
+}
+
+/// Opens `count` connections that stay.
+async fn open(two: &mut Two, count: usize) -> Vec<(Stream, Stream)> {
+    let mut kept = Vec::new();
+    for _ in 0..count {
+        let first = two.first.clone();
+        let dialing =
+            tokio::task::spawn_local(async move { connect(&first, "100.64.0.2:80").await });
+        let server = request(two).await.accept().await.unwrap();
+        kept.push((dialing.await.unwrap().unwrap(), server));
+    }
+    kept
+}
+
+#[test]
+fn others_leave_room_for_programs_here() {
+    run(|| async {
+        let mut two = two(fair(), fair());
+        two.first.set_member(two.second.0.table().member.clone());
+        let kept = open(&mut two, 64).await;
+        let second = two.second.clone();
+        drop(kept);
+        while two.first.connections() > 0 {
+            sleep(Duration::from_millis(5)).await;
+        }
+        // The second has room for 96, the first takes 48 of them.
+        let mut kept = Vec::new();
+        for n in 0..50 {
+            let dialer = second.clone();
+            let dialing =
+                tokio::task::spawn_local(async move { connect(&dialer, "100.64.0.1:80").await });
+            let accepted = request(&mut two).await.accept().await;
+            assert_eq!(accepted.is_ok(), n < 48, "{n}: {accepted:?}");
+            match accepted {
+                Ok(server) => kept.push((server, dialing.await.unwrap().unwrap())),
+                Err(error) => {
+                    assert_eq!(error, ConnectError::TooMany);
+                    dialing.abort();
+                }
+            }
+        }
+        // A program's own connection still finds room.
+        let source = two.first.addresses().source_for(ip(SECOND)).unwrap();
+        let to = "100.64.0.2:80".parse().unwrap();
+        let first = two.first.clone();
+        let dialing = tokio::task::spawn_local(async move {
+            first.connect(source, to, &Isolation::default()).await
+        });
+        let _server = request(&mut two).await.accept().await.unwrap();
+        dialing.await.unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_thousand_idle_connections_are_no_burden() {
+    run(|| async {
+        let mut two = two_of(1100, fair(), fair());
+        exchange(&mut two, "100.64.0.2:80", 5_000_000).await;
+        let start = std::time::Instant::now();
+        exchange(&mut two, "100.64.0.2:80", 20_000_000).await;
+        let alone = start.elapsed();
+        let kept = open(&mut two, 1000).await;
+        assert!(two.second.connections() >= 1000);
+        let start = std::time::Instant::now();
+        exchange(&mut two, "100.64.0.2:80", 20_000_000).await;
+        let beside = start.elapsed();
+        println!("alone {alone:?}, beside a thousand {beside:?}");
+        // Its window is smaller, and the machine may be busy; work for each
+        // packet on each connection would be a hundredfold.
+        assert!(beside < alone * 10 + Duration::from_secs(1), "{alone:?}, then {beside:?}");
+        drop(kept);
     });
 }
 

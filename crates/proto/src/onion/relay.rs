@@ -290,7 +290,8 @@ impl Relay {
             return;
         }
         let Duties { entry, relay, exit, draining, .. } = self.duties;
-        let welcome = if around.has_role(peer) { entry || relay || exit } else { entry };
+        // A path of one hop begins and ends at an exit.
+        let welcome = entry || exit || (relay && around.has_role(peer));
         let refusal = if draining {
             Some(Reason::Draining)
         } else if !welcome {

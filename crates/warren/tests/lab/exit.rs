@@ -316,6 +316,10 @@ fn an_exit_translates_and_refuses() -> Result<()> {
     helper.disconnect(false)?;
     ensure!(reaches(), "the exit's own way out after that");
 
+    world.exit.run("nft", &["flush", "ruleset"])?;
+    ensure!(helper.keep()?.put_back.len() == 1, "a flushed table was not missed");
+    ensure!(world.tcp(SERVER, 443)? == EXIT && helper.keep()?.put_back.is_empty());
+
     // The daemon ends, however: all is as before.
     drop(helper);
     ensure!(world.tcp(SERVER, 443).is_err(), "still an exit");

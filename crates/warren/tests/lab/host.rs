@@ -391,6 +391,15 @@ fn the_resolver_comes_back() -> Result<()> {
     ensure!(ours(&read()), "{}", read());
     helper.disconnect(true)?;
     ensure!(read() == former, "{}", read());
+    // Other programs clean up: seen, and put back.
+    helper.connect(&plan)?;
+    ensure!(helper.keep()?.put_back.is_empty(), "nothing was missing");
+    std::fs::write(&file, "nameserver 10.99.0.77\n")?;
+    client.host().run("ip", &["rule", "del", "pref", "30550"])?;
+    client.host().run("nft", &["flush", "ruleset"])?;
+    ensure!(helper.keep()?.put_back.len() == 2, "not all was missed");
+    ensure!(helper.keep()?.put_back.is_empty() && ours(&read()), "not all was put back");
+    std::fs::write(&file, former)?;
     // The daemon is killed, the helper is not.
     helper.connect(&plan)?;
     ensure!(ours(&read()), "{}", read());

@@ -24,6 +24,7 @@ mod names;
 mod nat;
 mod network;
 mod onion;
+mod proxies;
 mod relay;
 mod roles;
 mod rotation;

@@ -2,11 +2,8 @@
 //! the mesh reaches what they publish.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,7 +13,10 @@ use warren_lab::wan::{Attachment, Wan};
 use warren_os::files::TemporaryDir;
 use warren_os::icmp::Pinger;
 
-use crate::names::have;
+use crate::names::{eventually, have};
+use crate::proxies::{
+    SOCKS, STALLED, Server, connect_request, direct, download, pattern, request, socks, upload,
+};
 use crate::story::{PATIENCE, spec};
 
 pub(crate) const SCENARIOS: &[crate::Scenario] = &[
@@ -31,12 +31,9 @@ pub(crate) const SCENARIOS: &[crate::Scenario] = &[
 /// Minutes; with `--long` only.
 pub(crate) const LONG: &[crate::Scenario] = &[("a_userspace_stream_fills_a_long_path", fills)];
 
-const SOCKS: &str = "127.0.0.1:1080";
 const HTTP: &str = "127.0.0.1:8080";
 /// Tells an echoing server to stop.
 const END: &[u8] = b"end of test";
-/// How long a stream may stall.
-const STALLED: Duration = Duration::from_secs(30);
 
 /// A TUN member on the left, one in userspace mode on the right.
 struct Mixed {
@@ -67,201 +64,6 @@ impl Mixed {
     fn socks(&self, to: &str, port: u16) -> Result<std::result::Result<TcpStream, u8>> {
         socks(&self.pair.right, None, &connect_request(to, port)).map(|r| r.map(|(s, _)| s))
     }
-}
-
-/// A server on a host: each connection sends a line; `N` is answered by N bytes
-/// of a pattern, `S` by the number of bytes that follow, until it is dropped.
-pub(crate) struct Server {
-    pub(crate) address: SocketAddr,
-    host: Host,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Server {
-    pub(crate) fn start(host: &Host, address: SocketAddr) -> Result<Self> {
-        let listener = host.namespace().run(|| TcpListener::bind(address))??;
-        let address = listener.local_addr()?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
-        let thread = std::thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
-                if stopped.load(Ordering::Relaxed) {
-                    return;
-                }
-                // A client that breaks off is the test's to notice.
-                std::thread::spawn(move || answer(stream));
-            }
-        });
-        Ok(Self { address, host: host.clone(), stop, thread: Some(thread) })
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let _woken = self.host.namespace().run(|| TcpStream::connect(self.address));
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-/// Bytes after which the pattern begins anew.
-const PERIOD: usize = 1 << 16;
-
-fn pattern(at: usize) -> u8 {
-    (at ^ (at >> 8)) as u8
-}
-
-/// The pattern twice, so that a period from anywhere in it is one slice.
-fn patterns() -> Vec<u8> {
-    (0..2 * PERIOD).map(pattern).collect()
-}
-
-fn answer(mut stream: TcpStream) -> std::io::Result<()> {
-    let mut line = Vec::new();
-    let mut byte = [0];
-    while !line.ends_with(b"\n") {
-        if stream.read(&mut byte)? == 0 {
-            return Ok(());
-        }
-        line.push(byte[0]);
-    }
-    let text = String::from_utf8_lossy(&line).into_owned();
-    if text.starts_with("S") {
-        let mut buffer = vec![0; 1 << 16];
-        let mut total = 0;
-        loop {
-            match stream.read(&mut buffer)? {
-                0 => break,
-                n => total += n,
-            }
-        }
-        return stream.write_all(total.to_string().as_bytes());
-    }
-    // As HTTP, for programs that speak that; else plain. A head is read whole:
-    // closing with something unread is a reset.
-    let wanted = text.strip_prefix("GET /").and_then(|rest| rest.split(' ').next());
-    let http = wanted.is_some();
-    let bytes: usize = wanted.unwrap_or(text.trim()).parse().unwrap_or_default();
-    if http {
-        let mut end = line;
-        while !end.ends_with(b"\r\n\r\n") && stream.read(&mut byte)? == 1 {
-            end.push(byte[0]);
-        }
-        let head = format!("HTTP/1.0 200 OK\r\nContent-Length: {bytes}\r\n\r\n");
-        stream.write_all(head.as_bytes())?;
-    }
-    let block = patterns();
-    let mut sent = 0;
-    while sent < bytes {
-        let n = PERIOD.min(bytes - sent);
-        stream.write_all(&block[..n])?;
-        sent += n;
-    }
-    Ok(())
-}
-
-fn connect_request(to: &str, port: u16) -> Vec<u8> {
-    request(1, to, port)
-}
-
-fn request(command: u8, to: &str, port: u16) -> Vec<u8> {
-    let mut request = vec![5, command, 0, 3, to.len() as u8];
-    request.extend_from_slice(to.as_bytes());
-    request.extend_from_slice(&port.to_be_bytes());
-    request
-}
-
-/// Speaks SOCKS on a host: the connection with the address it is bound to, or
-/// the code of the refusal.
-fn socks(
-    host: &Host,
-    login: Option<(&str, &str)>,
-    request: &[u8],
-) -> Result<std::result::Result<(TcpStream, SocketAddr), u8>> {
-    let mut stream = host.namespace().run(|| TcpStream::connect(SOCKS))??;
-    stream.set_read_timeout(Some(STALLED))?;
-    stream.set_write_timeout(Some(STALLED))?;
-    let mut two = [0; 2];
-    match login {
-        None => {
-            stream.write_all(&[5, 1, 0])?;
-            stream.read_exact(&mut two)?;
-            if two[1] != 0 {
-                return Ok(Err(two[1]));
-            }
-        }
-        Some((user, password)) => {
-            stream.write_all(&[5, 2, 0, 2])?;
-            stream.read_exact(&mut two)?;
-            ensure!(two == [5, 2], "not asked for the user: {two:?}");
-            let mut login = vec![1, user.len() as u8];
-            login.extend_from_slice(user.as_bytes());
-            login.push(password.len() as u8);
-            login.extend_from_slice(password.as_bytes());
-            stream.write_all(&login)?;
-            stream.read_exact(&mut two)?;
-            if two[1] != 0 {
-                return Ok(Err(two[1]));
-            }
-        }
-    }
-    stream.write_all(request)?;
-    let mut head = [0; 4];
-    stream.read_exact(&mut head)?;
-    let mut bound = vec![0; if head[3] == 4 { 18 } else { 6 }];
-    stream.read_exact(&mut bound)?;
-    let (ip, port) = bound.split_at(bound.len() - 2);
-    let ip: IpAddr = match ip.len() {
-        4 => <[u8; 4]>::try_from(ip)?.into(),
-        _ => <[u8; 16]>::try_from(ip)?.into(),
-    };
-    let port = u16::from_be_bytes([port[0], port[1]]);
-    Ok(if head[1] == 0 { Ok((stream, SocketAddr::new(ip, port))) } else { Err(head[1]) })
-}
-
-/// Takes `bytes` of the pattern from a [`Server`] and checks each.
-pub(crate) fn download(mut stream: TcpStream, bytes: usize) -> Result<()> {
-    stream.write_all(format!("{bytes}\n").as_bytes())?;
-    let (mut buffer, expected) = (vec![0; PERIOD], patterns());
-    let mut got = 0;
-    loop {
-        let n = stream.read(&mut buffer).with_context(|| format!("after {got} bytes"))?;
-        if n == 0 {
-            break;
-        }
-        let right = &expected[got % PERIOD..][..n];
-        ensure!(buffer[..n] == *right, "wrong bytes after {got}");
-        got += n;
-    }
-    ensure!(got == bytes, "{got} bytes of {bytes}");
-    Ok(())
-}
-
-/// Sends `bytes` to a [`Server`], which counts them.
-fn upload(mut stream: TcpStream, bytes: usize) -> Result<()> {
-    stream.write_all(b"S\n")?;
-    let block = vec![7; 1 << 20];
-    let mut sent = 0;
-    while sent < bytes {
-        let n = block.len().min(bytes - sent);
-        stream.write_all(&block[..n])?;
-        sent += n;
-    }
-    stream.shutdown(std::net::Shutdown::Write)?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    ensure!(answer == bytes.to_string(), "{answer} bytes of {bytes} arrived");
-    Ok(())
-}
-
-fn direct(host: &Host, to: SocketAddr) -> Result<TcpStream> {
-    let stream = host.namespace().run(|| TcpStream::connect_timeout(&to, STALLED))??;
-    stream.set_read_timeout(Some(STALLED))?;
-    stream.set_write_timeout(Some(STALLED))?;
-    Ok(stream)
 }
 
 fn programs_reach_the_mesh() -> Result<()> {
@@ -359,6 +161,25 @@ fn programs_reach_the_mesh() -> Result<()> {
         ensure!(refused.kind() == std::io::ErrorKind::ConnectionRefused, "{refused}");
         drop(local);
     }
+
+    // A network behind a member is reached as well, while it is offered.
+    let behind = "192.168.7.0/24";
+    let mut netlink = left.netlink()?;
+    let lo = netlink.link_index("lo")?;
+    netlink.add_address(lo, "192.168.7.1/32".parse()?)?;
+    ensure!(mixed.socks("192.168.7.1", port)?.err() == Some(3), "not offered yet");
+    mixed.left.warren(&["route", "advertise", behind])?;
+    mixed.left.warren(&["route", "approve", "left", behind])?;
+    let mut stream = None;
+    eventually("the network behind the member", || {
+        stream = mixed.socks("192.168.7.1", port)?.ok();
+        Ok(stream.is_some())
+    })?;
+    download(stream.context("no stream")?, 1_000_000)?;
+    mixed.left.warren(&["route", "withdraw", behind])?;
+    eventually("it is no more", || Ok(mixed.socks("192.168.7.1", port)?.err() == Some(3)))?;
+    let refused = mixed.right.warren(&["route", "advertise", "192.168.8.0/24"]).err();
+    ensure!(refused.is_some_and(|e| format!("{e:#}").contains("--publish")), "it forwards nothing");
 
     // At rest it costs next to nothing.
     let before = mixed.right.cost()?.cpu;

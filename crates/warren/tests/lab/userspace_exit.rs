@@ -14,7 +14,7 @@ use warren_node::userspace::exit::{Proto, RESOLVER, leases};
 use warren_node::userspace::{Addresses, ConnectError, Exit, Isolation, Source, Stack, Stream};
 use warren_os::tun::{TunQueue, memory};
 
-use crate::userspace::Server;
+use crate::proxies::Server;
 
 const LEASE: [u8; 4] = [240, 0, 0, 5];
 const MTU: usize = 1280;

@@ -28,8 +28,8 @@ const HOPS: [(&str, &str, &str); 7] = [
     ("exit-sg", "exit", "sg"),
 ];
 /// The client is the first of the cast, the server the last.
-const CLIENT: usize = 0;
-const SERVER: usize = HOPS.len() + 1;
+pub(crate) const CLIENT: usize = 0;
+pub(crate) const SERVER: usize = HOPS.len() + 1;
 
 /// The whole cast, running.
 pub(crate) fn cast(rtt: Duration) -> Result<Mesh> {
@@ -59,16 +59,16 @@ pub(crate) fn report(mesh: &Mesh, i: usize) -> Result<OnionReport> {
     Ok(serde_json::from_str(&mesh.node(i).warren(&["path", "show", "--json"])?)?)
 }
 
-fn path(report: &OnionReport) -> Vec<&str> {
+pub(crate) fn path(report: &OnionReport) -> Vec<&str> {
     let active = report.circuits.first().filter(|circuit| circuit.phase == "active");
     active.map(|c| c.hops.iter().map(|hop| hop.name.as_str()).collect()).unwrap_or_default()
 }
 
-fn place(mesh: &Mesh, name: &str) -> usize {
+pub(crate) fn place(mesh: &Mesh, name: &str) -> usize {
     mesh.hosts.iter().position(|host| host.name() == name).expect("one of the cast")
 }
 
-fn server(mesh: &Mesh) -> Ipv4Addr {
+pub(crate) fn server(mesh: &Mesh) -> Ipv4Addr {
     mesh.places[SERVER].ipv4()
 }
 

@@ -71,6 +71,7 @@ fn every_configuration_key_is_in_the_manual() {
     for line in raw.lines() {
         for (name, prefix) in [
             ("RawConfig", ""),
+            ("RawExit", "exit."),
             ("RawAuth", "auth."),
             ("RawUserspace", "userspace."),
             ("RawPublish", "publish."),
@@ -91,7 +92,7 @@ fn every_configuration_key_is_in_the_manual() {
         let listed = match (section, key) {
             ("", "peer") => "| `[[peer]]` |".to_owned(),
             ("userspace.", "publish") => "| `[[userspace.publish]]` |".to_owned(),
-            ("", "auth" | "userspace" | "dangerous") => continue,
+            ("", "exit" | "auth" | "userspace" | "dangerous") => continue,
             ("peer." | "publish.", key) => format!("`{key}`"),
             (section, key) => format!("| `{section}{key}` |"),
         };

@@ -165,7 +165,7 @@ fn a_buffer_used_again_carries_nothing_from_the_entry_to_the_exit() {
 #[test]
 fn the_key_of_an_epoch_past_is_not_kept_for_whom_it_may_concern() {
     let mut chain = Chain::new(Suite::Aes256Gcm, 1);
-    let mut say = |chain: &mut Chain, now_ms| {
+    let say = |chain: &mut Chain, now_ms| {
         let mut buffer = vec![0; SEAL_BUFFER];
         seal_forward(&mut chain.forward, &mut buffer, now_ms);
         chain.hops[0].open(&buffer[..BODY_LEN], &mut [0; BODY_LEN], now_ms).unwrap();

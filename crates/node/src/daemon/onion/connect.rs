@@ -5,7 +5,7 @@ use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 
 use ipnet::IpNet;
 use warren_proto::selection::{Avoid, Constraints, EntryChoice, ExitChoice, Explanation, MAX_HOPS};
-use warren_types::api::{ConnectRequest, Event};
+use warren_types::api::{ConnectRequest, Event, ProfileChange, Profiles};
 use warren_types::{Action, Coordinates, Country, Family, NodeId, Place, Protocol, Region};
 
 use super::super::Daemon;
@@ -17,6 +17,9 @@ use crate::random::OsRandom;
 
 /// The file of the wanted session.
 const SESSION: &str = "session.json";
+/// The file of the profiles, and most of them.
+const PROFILES: &str = "profiles.json";
+const MAX_PROFILES: usize = 100;
 /// Circuits to other exits that are kept in case ours dies.
 const SPARES: usize = 1;
 
@@ -234,6 +237,42 @@ impl Daemon {
             self.events.publish(Event::OnionDisconnected {});
         }
         Ok(())
+    }
+
+    /// Named wishes.
+    pub(in super::super) fn profiles(&self) -> Result<Profiles, ApiError> {
+        self.store.list(PROFILES).map_err(|fault| ApiError::Failed(fault.to_string()))
+    }
+
+    /// Sets or removes one, if it makes sense now.
+    pub(in super::super) fn change_profile(
+        &mut self,
+        change: ProfileChange,
+    ) -> Result<Profiles, ApiError> {
+        let mut profiles = self.profiles()?;
+        match change.request {
+            Some(request) => {
+                self.constraints(&request)?;
+                connection(&request)?;
+                if profiles.len() >= MAX_PROFILES && !profiles.contains_key(&change.name) {
+                    return Err(ApiError::Conflict(format!(
+                        "there are {MAX_PROFILES} profiles already: `warren profile remove NAME`"
+                    )));
+                }
+                profiles.insert(change.name, request);
+            }
+            None => {
+                if profiles.remove(&change.name).is_none() {
+                    return Err(ApiError::NotFound(format!(
+                        "there is no profile `{}`: `warren profile list` shows them",
+                        change.name
+                    )));
+                }
+            }
+        }
+        let saved = self.store.save_list(PROFILES, &profiles);
+        saved.map_err(|fault| ApiError::Failed(fault.to_string()))?;
+        Ok(profiles)
     }
 
     /// Takes other circuits, the session moving to them when they are there.

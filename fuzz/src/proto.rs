@@ -20,7 +20,7 @@ use warren_proto::packet::gather::Limits;
 use warren_types::{DropCounters, DropReason, LinkPublicKey, LinkSecretKey, Suite};
 
 /// Counts up; a fuzz run must be the same each time.
-struct Counter(u64);
+pub(super) struct Counter(pub(super) u64);
 
 impl RngCore for Counter {
     fn next_u32(&mut self) -> u32 {
@@ -39,11 +39,11 @@ impl RngCore for Counter {
 
 impl CryptoRng for Counter {}
 
-fn key(n: u8) -> StaticKey {
+pub(super) fn key(n: u8) -> StaticKey {
     StaticKey::new(&LinkSecretKey::from_bytes([n; 32]))
 }
 
-fn suite_of(flag: u8) -> Suite {
+pub(super) fn suite_of(flag: u8) -> Suite {
     if flag & 1 == 0 { Suite::Aes256Gcm } else { Suite::ChaCha20Poly1305 }
 }
 
@@ -110,9 +110,9 @@ pub fn handshake(data: &[u8]) {
 
 /// Outputs that only check sizes.
 #[derive(Default)]
-struct Sink {
-    frames: usize,
-    datagrams: usize,
+pub(super) struct Sink {
+    pub(super) frames: usize,
+    pub(super) datagrams: usize,
 }
 
 impl Outputs for Sink {
@@ -135,19 +135,21 @@ impl Outputs for Sink {
 }
 
 /// Overlay address of a node: what relay frames name it by is its last 80 bits.
-fn node(n: u8) -> std::net::Ipv6Addr {
+pub(super) fn node(n: u8) -> std::net::Ipv6Addr {
     std::net::Ipv6Addr::new(0xfd00, 0, 0, 0x0101, 0x0101, 0x0101, 0x0101, 0x0100 + u16::from(n))
 }
 
-struct Worker {
-    tables: Tables,
+pub(super) struct Worker {
+    pub(super) tables: Tables,
     send: SendSession,
-    limits: Limits,
-    suite: Suite,
+    pub(super) limits: Limits,
+    pub(super) suite: Suite,
+    /// Whose session `send` is, and another.
+    pub(super) peers: [Arc<PeerLink>; 2],
 }
 
 /// Tables with a local address and two peers, and the session peer 1 sends on.
-fn worker(flags: u8) -> Worker {
+pub(super) fn worker(flags: u8) -> Worker {
     let suite = suite_of(flags);
     let limits = if flags & 2 == 0 { Limits::ALL } else { Limits::NONE };
     let peer = |n: u8| {
@@ -168,11 +170,22 @@ fn worker(flags: u8) -> Worker {
     let routes =
         Routes::new(local, entries).with_nodes([first.clone(), second.clone()], flags & 32 == 0);
     tables.routes.store(Arc::new(routes));
+    let peers = [first.clone(), second.clone()];
     // What the second peer may send inside relay frames of the first.
     tables.insert_session(Arc::new(RecvSession::new(suite, 8, &[4; 32], second, 1)));
     tables.insert_session(Arc::new(RecvSession::new(suite, 7, &[3; 32], first, 1)));
     let send = SendSession::new(suite, 7, &[3; 32], 1, true);
-    Worker { tables, send, limits, suite }
+    Worker { tables, send, limits, suite, peers }
+}
+
+impl Worker {
+    /// A message of the first peer that carries `frame`.
+    pub(super) fn message(&self, frame: &[u8]) -> Vec<u8> {
+        let mut message = vec![0; OVERHEAD + frame.len()];
+        let counter = self.send.reserve(1).expect("few messages");
+        self.send.seal_from(frame, &mut message, 0, counter);
+        message
+    }
 }
 
 /// First byte: bit 0 the suite, bit 1 a TUN without offloads, bit 2 whether
@@ -223,10 +236,7 @@ pub fn relay_frame(data: &[u8]) {
     let mut sink = Sink::default();
     let mut train = Vec::new();
     for _ in 0..1 + usize::from(frame.len() < 30_000) {
-        let mut message = vec![0; OVERHEAD + frame.len()];
-        let counter = worker.send.reserve(1).expect("few messages");
-        worker.send.seal_from(&frame, &mut message, 0, counter);
-        train.extend(message);
+        train.extend(worker.message(&frame));
     }
     let segment = OVERHEAD + frame.len();
     receiver.train(&mut sink, &worker.tables, &mac_key, from, flags, &train, segment, 5);

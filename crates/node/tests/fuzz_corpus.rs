@@ -9,6 +9,9 @@ mod config;
 #[path = "../../../fuzz/src/dns.rs"]
 #[allow(unreachable_pub, reason = "the fuzz targets use it from another crate")]
 mod dns;
+#[path = "../../../fuzz/src/path_proof.rs"]
+#[allow(unreachable_pub, reason = "the fuzz targets use it from another crate")]
+mod path_proof;
 #[path = "../../../fuzz/src/userspace.rs"]
 #[allow(unreachable_pub, reason = "the fuzz targets use it from another crate")]
 mod userspace;
@@ -53,4 +56,9 @@ fn stack_frames() {
 #[test]
 fn name_answer() {
     replay("name_answer", userspace::lookup);
+}
+
+#[test]
+fn path_proof() {
+    replay("path_proof", path_proof::path_proof);
 }

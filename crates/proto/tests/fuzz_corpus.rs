@@ -5,9 +5,12 @@
 
 use std::path::Path;
 
+#[path = "../../../fuzz/src/onion.rs"]
+#[allow(unreachable_pub, reason = "the fuzz targets use it from another crate")]
+mod onion;
 #[path = "../../../fuzz/src/proto.rs"]
 #[allow(unreachable_pub, reason = "the fuzz targets use it from another crate")]
-mod entry;
+mod proto;
 
 fn replay(target: &str, entry: fn(&[u8])) {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
@@ -30,25 +33,45 @@ fn replay(target: &str, entry: fn(&[u8])) {
 
 #[test]
 fn handshake() {
-    replay("handshake", entry::handshake);
+    replay("handshake", proto::handshake);
 }
 
 #[test]
 fn transport() {
-    replay("transport", entry::transport);
+    replay("transport", proto::transport);
 }
 
 #[test]
 fn tun_frame() {
-    replay("tun_frame", entry::tun_frame);
+    replay("tun_frame", proto::tun_frame);
 }
 
 #[test]
 fn link_frame() {
-    replay("link_frame", entry::link_frame);
+    replay("link_frame", proto::link_frame);
 }
 
 #[test]
 fn relay_frame() {
-    replay("relay_frame", entry::relay_frame);
+    replay("relay_frame", proto::relay_frame);
+}
+
+#[test]
+fn cell() {
+    replay("cell", onion::cell);
+}
+
+#[test]
+fn cell_text() {
+    replay("cell_text", onion::cell_text);
+}
+
+#[test]
+fn circuit_handshake() {
+    replay("circuit_handshake", onion::circuit_handshake);
+}
+
+#[test]
+fn relay_story() {
+    replay("relay_story", onion::relay_story);
 }

@@ -145,4 +145,21 @@ mod tests {
             assert!(pending.finish(&second).is_err(), "an answer to another question");
         }
     }
+
+    /// FIPS 203 section 7.2: coefficients are below 3329.
+    #[test]
+    fn a_kem_key_that_is_none_is_refused() {
+        let (mut rng, key) = (TestRng::new(6), StaticKey::from_bytes(&[3; 32]));
+        let mut answer = |payload: &[u8]| {
+            let suite = Suite::Aes256Gcm;
+            let start = nk::Initiator::start(suite, &key.public().0, payload, &mut rng);
+            respond(suite, &key, &start.unwrap().1, &mut rng)
+        };
+        assert!(answer(&[0; ENCAPSULATION_KEY]).is_ok());
+        let mut bad = [0; ENCAPSULATION_KEY];
+        bad[..2].copy_from_slice(&3329u16.to_le_bytes());
+        assert!(answer(&bad).is_err());
+        assert!(answer(&[0xff; ENCAPSULATION_KEY]).is_err());
+        assert!(answer(&[0; ENCAPSULATION_KEY - 1]).is_err());
+    }
 }

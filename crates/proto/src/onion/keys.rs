@@ -284,14 +284,15 @@ impl ReceiveChain {
         out: &mut [u8],
         now_ms: u64,
     ) -> Result<(), Refused> {
+        // When its time is over the key goes, whether or not cells of its come.
+        if self.previous.as_ref().is_some_and(|(_, until)| *until < now_ms) {
+            self.previous = None;
+        }
         let epoch = counter.epoch();
         if epoch == self.epoch {
             return self.current.open(self.suite, counter, packed, sealed, out);
         }
         if epoch + 1 == self.epoch {
-            if self.previous.as_ref().is_some_and(|(_, until)| *until < now_ms) {
-                self.previous = None;
-            }
             let (previous, _) = self.previous.as_mut().ok_or(Refused::Forged)?;
             previous.open(self.suite, counter, packed, sealed, out)?;
             self.before.1 += 1;
@@ -319,6 +320,11 @@ impl ReceiveChain {
     pub(super) fn progress(&self) -> (u64, u64) {
         let (sent, accepted) = self.current.window.progress();
         (self.before.0 + sent, self.before.1 + accepted)
+    }
+
+    #[cfg(test)]
+    pub(super) fn keeps_previous(&self) -> bool {
+        self.previous.is_some()
     }
 
     pub(super) fn cool(&mut self) {

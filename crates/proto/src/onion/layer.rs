@@ -12,7 +12,7 @@
 //! the first honest hop; a backward one at the client. Pure; locks and tables
 //! are [`super::circuit`]'s.
 
-use super::cell::{BODY_LEN, MAX_HOPS, SLOT_LEN, TEXT_LEN};
+use super::cell::{BODY_LEN, FORWARD_LEN, MAX_HOPS, SLOT_LEN, TEXT_LEN};
 use super::keys::{Counter, HopSecrets, LazyPrf, ReceiveChain, Refused, SendChain};
 use super::primitive::{Aead, Prf, TAG_LEN};
 
@@ -103,6 +103,11 @@ impl ForwardHop {
         self.chain.progress()
     }
 
+    #[cfg(test)]
+    fn keeps_previous(&self) -> bool {
+        self.chain.keeps_previous()
+    }
+
     pub(super) fn cool(&mut self) {
         self.mask.cool();
         self.fill.cool();
@@ -139,8 +144,8 @@ pub(super) fn text_at(hops: usize) -> usize {
 /// Bytes of that buffer.
 pub(super) const SEAL_BUFFER: usize = BODY_LEN + (MAX_HOPS - 1) * SLOT_LEN;
 
-/// Seals the text in `buffer` (from [`text_at`]; the last bytes of it, beyond
-/// what a client can say, are overwritten) for the last of `hops`; the body is
+/// Seals the text in `buffer` (from [`text_at`], [`FORWARD_LEN`] bytes; what
+/// follows is overwritten) for the last of `hops`; the body is
 /// then at its start.
 pub(super) fn seal_forward(hops: &mut [ForwardClient], buffer: &mut [u8], now_ms: u64) {
     let count = hops.len();
@@ -160,6 +165,9 @@ pub(super) fn seal_forward(hops: &mut [ForwardClient], buffer: &mut [u8], now_ms
     }
     let mut at = text_at(count);
     let end = at + TEXT_LEN;
+    // A buffer that was used before holds bytes of the body that the entry got:
+    // the last hop must not find them, or the two could tell their circuits.
+    buffer[at + FORWARD_LEN..end - len].fill(0);
     buffer[end - len..end].copy_from_slice(&filler[..len]);
     for (hop, packed) in hops.iter_mut().zip(&counters).rev() {
         let tag = hop.chain.seal(*packed, &mut buffer[at..at + TEXT_LEN]);

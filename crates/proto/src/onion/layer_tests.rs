@@ -1,8 +1,6 @@
 use super::super::cell::{BACKWARD_LEN, FORWARD_LEN};
 use super::super::keys::EPOCH_CELLS;
 use super::*;
-use chacha20poly1305::aead::AeadInPlace as _;
-use chacha20poly1305::{ChaCha20Poly1305, KeyInit as _};
 use proptest::prelude::*;
 use warren_types::Suite;
 
@@ -140,109 +138,44 @@ fn a_full_epoch_is_followed_by_the_next() {
     assert_eq!(seen, 7);
 }
 
-/// The forward direction once more, slowly and from the specification alone,
-/// with another library's ChaCha20-Poly1305: layers built from the exit inwards
-/// with the filler found by doing what the hops will do.
-mod reference {
-    use super::*;
-    use chacha20::ChaCha20;
-    use chacha20::cipher::{KeyIvInit, StreamCipher, StreamCipherSeek};
-
-    pub(super) struct Hop {
-        pub(super) aead: [u8; 32],
-        pub(super) mask: [u8; 32],
-        pub(super) fill: [u8; 32],
-        pub(super) counter: u64,
-    }
-
-    fn nonce(counter: u64) -> [u8; 12] {
-        let mut nonce = [0; 12];
-        nonce[4..].copy_from_slice(&counter.to_le_bytes());
-        nonce
-    }
-
-    fn keystream(key: &[u8; 32], nonce: &[u8; 12], from: u64, len: usize) -> Vec<u8> {
-        let mut out = vec![0; len];
-        let mut cipher = ChaCha20::new(key.into(), nonce.into());
-        cipher.seek(from);
-        cipher.apply_keystream(&mut out);
-        out
-    }
-
-    pub(super) fn body(hops: &[Hop], said: &[u8]) -> Vec<u8> {
-        let mut filler: Vec<u8> = Vec::new();
-        for hop in &hops[..hops.len() - 1] {
-            let stream = keystream(&hop.aead, &nonce(hop.counter), 64, 1364);
-            let tail = &stream[1364 - filler.len()..];
-            filler.iter_mut().zip(tail).for_each(|(a, b)| *a ^= b);
-            filler.extend(keystream(&hop.fill, &nonce(hop.counter), 0, 24));
-        }
-        let last = hops.last().unwrap();
-        let stream = keystream(&last.aead, &nonce(last.counter), 64, 1364);
-        let mut text = said.to_vec();
-        text.resize(1364 - filler.len(), 0);
-        let tail = &stream[text.len()..];
-        text.extend(filler.iter().zip(tail).map(|(a, b)| a ^ b));
-        for hop in hops.iter().rev() {
-            let cipher = ChaCha20Poly1305::new(&hop.aead.into());
-            let tag = cipher
-                .encrypt_in_place_detached(&nonce(hop.counter).into(), b"", &mut text)
-                .unwrap();
-            let mut sample = [0; 12];
-            sample.copy_from_slice(&tag[4..]);
-            let block = u32::from_le_bytes([tag[0], tag[1], tag[2], tag[3]]);
-            let mask = keystream(&hop.mask, &sample, 64 * u64::from(block), 8);
-            let counter = hop.counter.to_le_bytes().iter().zip(mask).map(|(a, b)| a ^ b).collect();
-            text = [counter, tag.to_vec(), text].concat();
-            assert_eq!(text.len(), 1388);
-            text.truncate(1364);
-            if std::ptr::eq(hop, &hops[0]) {
-                // The outermost layer keeps all of its body.
-                text.extend(&[0; 24]);
+/// What a worker does: one buffer for cell after cell.
+#[test]
+fn a_buffer_used_again_carries_nothing_from_the_entry_to_the_exit() {
+    for suite in SUITES {
+        for count in 1..=MAX_HOPS {
+            let mut chain = Chain::new(suite, count);
+            let mut buffer = vec![0; SEAL_BUFFER];
+            let at = text_at(count);
+            for _ in 0..2 {
+                buffer[at..at + FORWARD_LEN].fill(7);
+                seal_forward(&mut chain.forward, &mut buffer, 1);
+                let mut body = buffer[..BODY_LEN].to_vec();
+                for hop in &mut chain.hops {
+                    let mut out = vec![0; BODY_LEN];
+                    hop.open(&body, &mut out, 1).unwrap();
+                    body = out;
+                }
+                let rest = &body[FORWARD_LEN..TEXT_LEN - (count - 1) * SLOT_LEN];
+                assert_eq!(rest, vec![0; rest.len()], "{suite}: {count} hops");
             }
         }
-        text
     }
 }
 
 #[test]
-fn agrees_with_the_reference_model() {
-    let suite = Suite::ChaCha20Poly1305;
-    for count in 1..=MAX_HOPS {
-        let all: Vec<_> = (0..count as u8).map(|i| secrets(suite, i)).collect();
-        let mut chain = Chain::new(suite, count);
-        for number in 0..3 {
-            let hops: Vec<_> = all
-                .iter()
-                .enumerate()
-                .map(|(i, secrets)| reference::Hop {
-                    aead: *epoch_key(&secrets.forward_chain),
-                    mask: *secrets.forward_mask,
-                    fill: *secrets.fill,
-                    counter: Counter { here: i + 1 == count, number }.pack(secrets.forward_prefix),
-                })
-                .collect();
-            let expected = reference::body(&hops, b"a message");
-            let body = chain.say(count - 1, b"a message");
-            assert_eq!(body[..BODY_LEN - SLOT_LEN], expected[..BODY_LEN - SLOT_LEN]);
-            assert_eq!(&chain.carry(body).unwrap().1[..9], b"a message");
-        }
-    }
-}
-
-fn epoch_key(chain: &super::super::primitive::Key) -> super::super::primitive::Key {
-    use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk};
-    struct Len;
-    impl KeyType for Len {
-        fn len(&self) -> usize {
-            32
-        }
-    }
-    let mut key = super::super::primitive::Key::new([0; 32]);
-    let prk = Prk::new_less_safe(HKDF_SHA256, &chain[..]);
-    let info = [b"Warren v1 circuit epoch key".as_slice()];
-    prk.expand(&info, Len).unwrap().fill(&mut key[..]).unwrap();
-    key
+fn the_key_of_an_epoch_past_is_not_kept_for_whom_it_may_concern() {
+    let mut chain = Chain::new(Suite::Aes256Gcm, 1);
+    let mut say = |chain: &mut Chain, now_ms| {
+        let mut buffer = vec![0; SEAL_BUFFER];
+        seal_forward(&mut chain.forward, &mut buffer, now_ms);
+        chain.hops[0].open(&buffer[..BODY_LEN], &mut [0; BODY_LEN], now_ms).unwrap();
+        chain.hops[0].keeps_previous()
+    };
+    use super::super::keys::{EPOCH_MS, PREVIOUS_MS};
+    assert!(!say(&mut chain, 1));
+    assert!(say(&mut chain, 1 + EPOCH_MS));
+    assert!(say(&mut chain, 1 + EPOCH_MS + PREVIOUS_MS));
+    assert!(!say(&mut chain, 2 + EPOCH_MS + PREVIOUS_MS));
 }
 
 /// Bodies at every link are as good as random: no byte position has a value

@@ -24,6 +24,7 @@ mod names;
 mod nat;
 mod network;
 mod onion;
+mod onion_trouble;
 mod relay;
 mod roles;
 mod rotation;
@@ -120,9 +121,10 @@ fn main() -> ExitCode {
             host::SCENARIOS,
             exit::SCENARIOS,
             onion::SCENARIOS,
+            onion_trouble::SCENARIOS,
             userspace::SCENARIOS,
         ],
-        [LONG, nat::LONG, failover::LONG, churn::LONG, rotation::LONG, host::LONG, userspace::LONG]
+        [LONG, nat::LONG, failover::LONG, churn::LONG, rotation::LONG, host::LONG, userspace::LONG, onion_trouble::LONG]
             .to_vec(),
     );
     if !has("--long") {

@@ -196,8 +196,8 @@ impl Daemon {
 
     fn client_event(&mut self, event: ClientEvent) {
         match event {
-            ClientEvent::NeedPath { purpose, exit, avoid } => {
-                self.choose_path(purpose, exit, &avoid);
+            ClientEvent::NeedPath { purpose, exit, failed, used, strict } => {
+                self.choose_path(purpose, exit, &failed, &used, strict);
             }
             ClientEvent::Connected { serial, ipv6 } => {
                 self.onion.ipv6 = ipv6;

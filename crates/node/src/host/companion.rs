@@ -45,6 +45,7 @@ enum Request {
     KillSwitchOn(KillSwitchPlan),
     KillSwitchOff,
     KillSwitchKeep,
+    EndConnections,
     State,
 }
 
@@ -195,6 +196,14 @@ impl Companion {
         self.ask(&Request::KillSwitchKeep)
     }
 
+    /// See [`Host::end_connections`].
+    ///
+    /// # Errors
+    /// As there, or when the companion is gone.
+    pub fn end_connections(&mut self) -> Result<HostState, Fault> {
+        self.ask(&Request::EndConnections)
+    }
+
     /// How things stand.
     ///
     /// # Errors
@@ -310,6 +319,7 @@ fn act(host: &mut Host, request: &Request) -> Result<HostState, Fault> {
                 tracing::warn!("another program had removed the kill switch");
             }
         }),
+        Request::EndConnections => host.end_connections(),
         Request::State => Ok(()),
     }?;
     host.state()

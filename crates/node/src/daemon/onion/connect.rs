@@ -209,6 +209,7 @@ impl Daemon {
         let now_us = self.now_us();
         if self.onion.client.is_on() {
             self.onion.client.disconnect(now_us);
+            self.end_connections();
         }
         self.onion.request = Some(request);
         self.onion.problem = None;
@@ -224,6 +225,9 @@ impl Daemon {
         self.onion.client.disconnect(now_us);
         self.onion.problem = None;
         self.flush_onion();
+        if was_on {
+            self.end_connections();
+        }
         if let Err(error) = self.store.save_list(SESSION, &None::<ConnectRequest>) {
             tracing::warn!(%error, "a restarted daemon may connect again");
         }

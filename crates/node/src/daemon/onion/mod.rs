@@ -217,6 +217,9 @@ impl Daemon {
                 self.events.publish(Event::OnionInterrupted { reason });
             }
             ClientEvent::ExitLost { exit } => {
+                // Not before the new session is there: a program that connects again
+                // at once is not held up.
+                self.end_connections();
                 let exit = self.suffix_name(&exit);
                 self.events.publish(Event::OnionExitLost { exit });
             }

@@ -178,7 +178,8 @@ pub struct HopView {
     pub rtt_us: Option<u32>,
     /// The shortest such time so far.
     pub least_us: Option<u32>,
-    /// Share of probes to it that were lost lately, 0 to 1.
+    /// Share of what the hop before it sent on (cells, or echoes when there are
+    /// few) that was lost before it lately, 0 to 1.
     pub loss: f32,
     /// Since it last answered, ms.
     pub silent_ms: Option<u64>,

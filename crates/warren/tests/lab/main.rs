@@ -24,6 +24,7 @@ mod names;
 mod nat;
 mod network;
 mod onion;
+mod onion_leaks;
 mod onion_trouble;
 mod relay;
 mod roles;
@@ -122,9 +123,20 @@ fn main() -> ExitCode {
             exit::SCENARIOS,
             onion::SCENARIOS,
             onion_trouble::SCENARIOS,
+            onion_leaks::SCENARIOS,
             userspace::SCENARIOS,
         ],
-        [LONG, nat::LONG, failover::LONG, churn::LONG, rotation::LONG, host::LONG, userspace::LONG, onion_trouble::LONG]
+        [
+            LONG,
+            nat::LONG,
+            failover::LONG,
+            churn::LONG,
+            rotation::LONG,
+            host::LONG,
+            userspace::LONG,
+            onion_trouble::LONG,
+            onion_leaks::LONG,
+        ]
             .to_vec(),
     );
     if !has("--long") {

@@ -40,6 +40,15 @@ pub(crate) fn cast(rtt: Duration) -> Result<Mesh> {
 
 /// A client, `hops` and a server, every two of them `rtt` apart.
 pub(crate) fn cast_of(hops: &[Part], rtt: Duration) -> Result<Mesh> {
+    cast_with(hops, rtt, |_| Ok(()))
+}
+
+/// The same with a change of the cast before it starts.
+pub(crate) fn cast_with(
+    hops: &[Part],
+    rtt: Duration,
+    prepare: impl Fn(&mut Mesh) -> Result<()>,
+) -> Result<Mesh> {
     let mut names = vec!["client"];
     names.extend(hops.iter().map(|hop| hop.0));
     names.push("server");
@@ -58,6 +67,7 @@ pub(crate) fn cast_of(hops: &[Part], rtt: Duration) -> Result<Mesh> {
     for host in &mesh.hosts {
         host.run("ip", &["route", "add", "default", "dev", "wan0"])?;
     }
+    prepare(&mut mesh)?;
     mesh.found(hops.len() + 1)?;
     Ok(mesh)
 }

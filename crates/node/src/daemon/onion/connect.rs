@@ -203,21 +203,34 @@ impl Daemon {
     }
 
     fn begin(&mut self, request: ConnectRequest, wanted: &Connection) -> Result<(), ApiError> {
-        if !request.proxy_only && self.host.is_some() {
-            self.connect_machine(wanted).map_err(|fault| ApiError::Failed(fault.to_string()))?;
-        }
-        if let Err(error) = self.store.save_list(SESSION, &Some(&request)) {
-            tracing::warn!(%error, "a restarted daemon will not connect again");
+        // Written down first: a daemon that is killed while it changes the machine
+        // goes on with it, rather than leave it shut.
+        self.remember(Some(&request));
+        if !request.proxy_only
+            && self.host.is_some()
+            && let Err(fault) = self.connect_machine(wanted)
+        {
+            let before = self.onion.request.clone();
+            self.remember(before.as_ref());
+            return Err(ApiError::Failed(fault.to_string()));
         }
         let now_us = self.now_us();
         if self.onion.client.is_on() {
             self.onion.client.disconnect(now_us);
+            self.end_connections();
         }
         self.onion.request = Some(request);
         self.onion.problem = None;
         self.onion.client.connect(SPARES, now_us, &mut OsRandom);
         self.flush_onion();
         Ok(())
+    }
+
+    /// What a restarted daemon goes on with.
+    fn remember(&self, request: Option<&ConnectRequest>) {
+        if let Err(error) = self.store.save_list(SESSION, &request) {
+            tracing::warn!(%error, "a restarted daemon will not know what was wanted last");
+        }
     }
 
     /// Ends the session; the machine's traffic goes its own ways again.
@@ -227,9 +240,10 @@ impl Daemon {
         self.onion.client.disconnect(now_us);
         self.onion.problem = None;
         self.flush_onion();
-        if let Err(error) = self.store.save_list(SESSION, &None::<ConnectRequest>) {
-            tracing::warn!(%error, "a restarted daemon may connect again");
+        if was_on {
+            self.end_connections();
         }
+        self.remember(None);
         if self.host.is_some() {
             self.disconnect_machine(false).map_err(|fault| ApiError::Failed(fault.to_string()))?;
         }

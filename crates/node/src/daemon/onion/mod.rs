@@ -196,8 +196,8 @@ impl Daemon {
 
     fn client_event(&mut self, event: ClientEvent) {
         match event {
-            ClientEvent::NeedPath { purpose, exit, avoid } => {
-                self.choose_path(purpose, exit, &avoid);
+            ClientEvent::NeedPath { purpose, exit, failed, used, strict } => {
+                self.choose_path(purpose, exit, &failed, &used, strict);
             }
             ClientEvent::Connected { serial, ipv6 } => {
                 self.onion.ipv6 = ipv6;
@@ -217,6 +217,9 @@ impl Daemon {
                 self.events.publish(Event::OnionInterrupted { reason });
             }
             ClientEvent::ExitLost { exit } => {
+                // Not before the new session is there: a program that connects again
+                // at once is not held up.
+                self.end_connections();
                 let exit = self.suffix_name(&exit);
                 self.events.publish(Event::OnionExitLost { exit });
             }

@@ -31,10 +31,8 @@ use super::stack::Stack;
 pub const RESOLVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 0, 1)), 53);
 
 /// The same for either family.
-pub const RESOLVERS: [IpAddr; 2] = [
-    RESOLVER.ip(),
-    IpAddr::V6(Ipv6Addr::new(0xfd77, 0x6172, 0x7265, 0x6e00, 0, 0, 0, 1)),
-];
+pub const RESOLVERS: [IpAddr; 2] =
+    [RESOLVER.ip(), IpAddr::V6(Ipv6Addr::new(0xfd77, 0x6172, 0x7265, 0x6e00, 0, 0, 0, 1))];
 
 /// Connections of one lease at one time.
 const MAX_PER_LEASE: usize = 512;

@@ -24,6 +24,7 @@ mod names;
 mod nat;
 mod network;
 mod onion;
+mod onion_userspace;
 mod proxies;
 mod relay;
 mod roles;
@@ -121,6 +122,7 @@ fn main() -> ExitCode {
             host::SCENARIOS,
             exit::SCENARIOS,
             onion::SCENARIOS,
+            onion_userspace::SCENARIOS,
             userspace::SCENARIOS,
         ],
         [LONG, nat::LONG, failover::LONG, churn::LONG, rotation::LONG, host::LONG, userspace::LONG]

@@ -59,7 +59,7 @@ pub(crate) fn report(mesh: &Mesh, i: usize) -> Result<OnionReport> {
     Ok(serde_json::from_str(&mesh.node(i).warren(&["path", "show", "--json"])?)?)
 }
 
-fn path(report: &OnionReport) -> Vec<&str> {
+pub(crate) fn path(report: &OnionReport) -> Vec<&str> {
     let active = report.circuits.first().filter(|circuit| circuit.phase == "active");
     active.map(|c| c.hops.iter().map(|hop| hop.name.as_str()).collect()).unwrap_or_default()
 }

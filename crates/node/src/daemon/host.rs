@@ -118,7 +118,7 @@ impl Daemon {
     }
 
     /// What is reached through links, not through an exit.
-    fn mesh_prefixes(&self) -> Vec<IpNet> {
+    pub(super) fn mesh_prefixes(&self) -> Vec<IpNet> {
         self.prefixes.iter().chain(self.subnets.in_force.keys()).copied().collect()
     }
 }

@@ -29,7 +29,7 @@ use crate::fault::{Fault, FaultKind};
 pub const TABLE: &str = "warren_exit";
 
 /// Destinations that are refused whatever the policy says.
-const NEVER: &[&str] = &[
+pub(crate) const NEVER: &[&str] = &[
     "0.0.0.0/8",
     "127.0.0.0/8",
     "169.254.0.0/16",

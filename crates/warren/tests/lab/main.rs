@@ -27,6 +27,7 @@ mod onion;
 mod onion_knowledge;
 mod onion_leaks;
 mod onion_trouble;
+mod onion_userspace;
 mod proxies;
 mod relay;
 mod roles;
@@ -127,6 +128,7 @@ fn main() -> ExitCode {
             onion_knowledge::SCENARIOS,
             onion_trouble::SCENARIOS,
             onion_leaks::SCENARIOS,
+            onion_userspace::SCENARIOS,
             userspace::SCENARIOS,
         ],
         [

@@ -177,9 +177,10 @@ impl Daemon {
 
     /// Begins a session, or goes on with other wishes.
     pub(in super::super) fn connect(&mut self, request: ConnectRequest) -> Result<(), ApiError> {
+        self.refuse_machine_options(&request)?;
         let constraints = self.constraints(&request)?;
         let wanted = connection(&request)?;
-        if self.host.is_none() && !request.proxy_only {
+        if self.host.is_none() && self.userspace.is_none() && !request.proxy_only {
             return Err(ApiError::NotAllowed(
                 "this daemon may not change the machine's routes: run it as root or with \
                  CAP_NET_ADMIN, or in userspace mode for the proxies only"
@@ -219,9 +220,11 @@ impl Daemon {
             self.onion.client.disconnect(now_us);
             self.end_connections();
         }
+        self.reset_paths();
         self.onion.request = Some(request);
         self.onion.problem = None;
         self.onion.client.connect(SPARES, now_us, &mut OsRandom);
+        self.readdress_paths();
         self.flush_onion();
         Ok(())
     }
@@ -237,6 +240,7 @@ impl Daemon {
     pub(in super::super) fn disconnect(&mut self) -> Result<(), ApiError> {
         let was_on = self.onion.request.take().is_some();
         let now_us = self.now_us();
+        self.reset_paths();
         self.onion.client.disconnect(now_us);
         self.onion.problem = None;
         self.flush_onion();
@@ -342,6 +346,9 @@ impl Daemon {
 
     /// Serves as an exit, or not. False when it is not in force.
     pub(super) fn keep_exit(&mut self, wanted: bool) -> bool {
+        if self.userspace.is_some() {
+            return self.keep_socket_exit(wanted);
+        }
         if !wanted {
             if self.onion.exit_policy.take().is_some()
                 && let Err(fault) = self.exit_machine_down()

@@ -10,6 +10,7 @@
 
 mod messages;
 pub mod rules;
+pub mod sockets;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};

@@ -17,7 +17,11 @@
 //! - [`screen`]: the terminal.
 
 mod canvas;
+mod cast;
+mod encore;
+mod labels;
 mod map;
+mod onion;
 mod picture;
 mod scene;
 mod screen;
@@ -94,7 +98,7 @@ fn perform(args: &Args) -> Result<ExitCode> {
     // those it starts.
     let state = stage::StateRoot::create()?;
     let live = !args.plain && is_capable_terminal();
-    let narrator = Narrator::new(Scene::new(&stage::CAST, story::CLAIMS), !live);
+    let narrator = Narrator::new(Scene::new(&cast::CAST, story::CLAIMS), !live);
     let screen = if live { Some(Screen::open(narrator.clone(), quit)?) } else { None };
     let janitor = Janitor::hire(quit, state.clone(), screen.clone(), narrator.clone());
     let outcome = (|| {

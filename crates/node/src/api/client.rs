@@ -15,8 +15,8 @@ use warren_types::NodeName;
 use warren_types::api::{
     AddClientReply, AddClientRequest, CaReply, CaRequest, ClientEntry, ConnectRequest, ErrorReply,
     EventRecord, InviteReply, InviteRequest, KeyKind, LeaveRequest, OnionReport, PathProof,
-    PathReport, RevokeRequest, RoleChange, RolesReport, RotateRequest, RouteReply, RouteRequest,
-    Status, SubnetRoute,
+    PathReport, ProfileChange, Profiles, RevokeRequest, RoleChange, RolesReport, RotateRequest,
+    RouteReply, RouteRequest, Status, SubnetRoute,
 };
 
 use crate::fault::{Fault, FaultKind};
@@ -168,6 +168,22 @@ impl Client {
     /// As above; with the rule that leaves no path.
     pub async fn connect(&self, request: &ConnectRequest) -> Result<OnionReport, ClientError> {
         self.call(Method::POST, "/v1/onion/connect", Some(request)).await
+    }
+
+    /// The named wishes.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn profiles(&self) -> Result<Profiles, ClientError> {
+        self.call(Method::GET, "/v1/onion/profiles", None::<&()>).await
+    }
+
+    /// Sets or removes one.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn change_profile(&self, change: &ProfileChange) -> Result<Profiles, ClientError> {
+        self.call(Method::POST, "/v1/onion/profiles", Some(change)).await
     }
 
     /// Ends it.

@@ -6,8 +6,8 @@ use warren_proto::selection::Explanation;
 use warren_types::NodeName;
 use warren_types::api::{
     AddClientReply, AddClientRequest, CaReply, CaRequest, ClientEntry, ConnectRequest, InviteReply,
-    InviteRequest, KeyKind, OnionReport, PathProof, PathReport, RoleChange, RolesReport,
-    RouteReply, RouteRequest, Status, SubnetRoute,
+    InviteRequest, KeyKind, OnionReport, PathProof, PathReport, ProfileChange, Profiles,
+    RoleChange, RolesReport, RouteReply, RouteRequest, Status, SubnetRoute,
 };
 
 use crate::uapi;
@@ -45,6 +45,10 @@ pub enum ApiRequest {
     Onion(Reply<OnionReport>),
     /// Begin a session through an exit, or go on with other wishes.
     Connect(Box<ConnectRequest>, Reply<OnionReport>),
+    /// List the profiles.
+    Profiles(Reply<Profiles>),
+    /// Change one.
+    ChangeProfile(Box<ProfileChange>, Reply<Profiles>),
     /// End it.
     Disconnect(Reply<()>),
     /// Take other circuits.

@@ -24,7 +24,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use warren_types::NodeName;
 use warren_types::api::{
     AddClientRequest, CaRequest, ConnectRequest, ErrorReply, EventRecord, InviteRequest,
-    LeaveRequest, RevokeRequest, RoleChange, RotateRequest, RouteRequest,
+    LeaveRequest, ProfileChange, RevokeRequest, RoleChange, RotateRequest, RouteRequest,
 };
 
 use super::events::EventLog;
@@ -177,11 +177,13 @@ const CLIENTS: &str = "/v1/wg/clients";
 const ROUTES: &str = "/v1/routes";
 const ROLES: &str = "/v1/roles";
 const ONION: &str = "/v1/onion";
+const PROFILES: &str = "/v1/onion/profiles";
 
 /// The methods of a path; `None` when there is no such path.
 fn methods(path: &str) -> Option<&'static str> {
     match path {
         "/v1/status" | "/v1/events" | ONION | "/v1/onion/explain" => Some("GET"),
+        PROFILES => Some("GET, POST"),
         "/v1/onion/connect" | "/v1/onion/disconnect" | "/v1/onion/rotate" | "/v1/onion/verify" => {
             Some("POST")
         }
@@ -271,6 +273,11 @@ async fn dispatch(
         }
         ONION => ask(requests, ApiRequest::Onion).await,
         "/v1/onion/explain" => ask(requests, ApiRequest::ExplainOnion).await,
+        PROFILES if request.method() == Method::GET => ask(requests, ApiRequest::Profiles).await,
+        PROFILES => {
+            let body: ProfileChange = body(request).await?;
+            ask(requests, |reply| ApiRequest::ChangeProfile(Box::new(body), reply)).await
+        }
         "/v1/onion/connect" => {
             let body: ConnectRequest = body(request).await?;
             ask(requests, |reply| ApiRequest::Connect(Box::new(body), reply)).await

@@ -166,6 +166,8 @@ impl Config {
         let auth = parse_auth(&file, &raw, &mut sources)?;
         let exit_resolver: Option<IpAddr> = pick!("exit.resolver", None, raw.exit.resolver);
         if let (Some(address), Some(value)) = (exit_resolver, &raw.exit.resolver)
+            // In userspace mode it is this machine that asks.
+            && userspace.is_none()
             && address.is_loopback()
         {
             let reason = format!("{address} answers this machine only: name one others can ask");

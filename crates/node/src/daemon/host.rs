@@ -92,6 +92,16 @@ impl Daemon {
         self.companion()?.disconnect(keep_kill_switch)
     }
 
+    /// Programs learn at once that their connections are lost.
+    pub(super) fn end_connections(&mut self) {
+        if self.host.is_none() {
+            return;
+        }
+        if let Err(fault) = self.companion().and_then(Companion::end_connections) {
+            tracing::warn!(%fault, "connections through the lost exit may hang");
+        }
+    }
+
     /// Lets sessions leave from this machine, or changes what they may reach.
     pub(super) fn exit_machine(&mut self, policy: Vec<PolicyRule>) -> Result<HostState, Fault> {
         let plan = ExitPlan {
@@ -108,7 +118,7 @@ impl Daemon {
     }
 
     /// What is reached through links, not through an exit.
-    fn mesh_prefixes(&self) -> Vec<IpNet> {
+    pub(super) fn mesh_prefixes(&self) -> Vec<IpNet> {
         self.prefixes.iter().chain(self.subnets.in_force.keys()).copied().collect()
     }
 }

@@ -543,6 +543,7 @@ impl Daemon {
         self.keep_onion_keys();
         self.keep_session();
         self.keep_machine();
+        self.keep_gate();
         if self.routes_kept.elapsed() >= ROUTES_EVERY {
             self.routes_kept = Instant::now();
             self.keep_routes().await;

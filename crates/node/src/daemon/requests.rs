@@ -61,6 +61,12 @@ impl Daemon {
                 let begun = self.connect(*request);
                 let _ = reply.send(begun.map(|()| self.onion_report()));
             }
+            ApiRequest::Profiles(reply) => {
+                let _ = reply.send(self.profiles());
+            }
+            ApiRequest::ChangeProfile(change, reply) => {
+                let _ = reply.send(self.change_profile(*change));
+            }
             ApiRequest::Disconnect(reply) => {
                 let _ = reply.send(self.disconnect());
             }

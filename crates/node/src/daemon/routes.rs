@@ -414,7 +414,8 @@ impl Daemon {
         if self.userspace.is_some() {
             // The stack routes by itself; the kernel has no part in it.
             self.subnets.installed = wanted;
-            return self.readdress_stack();
+            self.readdress_stack();
+            return self.keep_gate();
         }
         let opened = Netlink::open().and_then(|mut netlink| {
             let index = netlink.link_index(&self.interface)?;

@@ -45,6 +45,7 @@ enum Request {
     KillSwitchOn(KillSwitchPlan),
     KillSwitchOff,
     Keep,
+    EndConnections,
     State,
 }
 
@@ -204,6 +205,14 @@ impl Companion {
         self.active
     }
 
+    /// See [`Host::end_connections`].
+    ///
+    /// # Errors
+    /// As there, or when the companion is gone.
+    pub fn end_connections(&mut self) -> Result<HostState, Fault> {
+        self.ask(&Request::EndConnections)
+    }
+
     /// How things stand.
     ///
     /// # Errors
@@ -328,6 +337,7 @@ fn act(host: &mut Host, request: &Request) -> Result<HostState, Fault> {
                 ..host.state()?
             });
         }
+        Request::EndConnections => host.end_connections(),
         Request::State => Ok(()),
     }?;
     host.state()

@@ -29,7 +29,7 @@ use crate::fault::{Fault, FaultKind};
 pub const TABLE: &str = "warren_exit";
 
 /// Destinations that are refused whatever the policy says.
-const NEVER: &[&str] = &[
+pub(crate) const NEVER: &[&str] = &[
     "0.0.0.0/8",
     "127.0.0.0/8",
     "169.254.0.0/16",
@@ -433,7 +433,7 @@ mod tests {
             ("169.254.169.254", true, true),
             ("fe80::1", true, true),
             ("::", true, true),
-            ("198.19.0.7", true, true),
+            ("198.19.0.7", false, true),
             ("192.168.1.1", false, true),
             ("100.64.0.1", false, true),
             ("2002:0a00::1", false, true),

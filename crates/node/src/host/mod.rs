@@ -31,13 +31,15 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use warren_os::netlink::sockets::end_connections;
+use warren_proto::onion::session::{CLIENT_V4, CLIENT_V6};
 
 pub use companion::Companion;
 pub use kill_switch::KillSwitchState;
 pub use plan::{ConnectPlan, ExitPlan, KillSwitchPlan, ResolverPlan, Split, TakeoverPlan};
 
 use self::record::Record;
-use crate::fault::Fault;
+use crate::fault::{Fault, FaultKind};
 
 /// How the machine stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -209,6 +211,17 @@ impl Host {
             put_back.push("the exit's address translation");
         }
         Ok(put_back)
+    }
+
+    /// Ends TCP connections through the tunnel: their exit is gone, and no other
+    /// can go on with them. Programs are told at once instead of waiting.
+    ///
+    /// # Errors
+    /// When the kernel refuses; then they end when they next send.
+    pub fn end_connections(&mut self) -> Result<(), Fault> {
+        end_connections(&[CLIENT_V4.into(), CLIENT_V6.into()]).map(drop).map_err(|error| {
+            Fault::new(FaultKind::Resource, format!("connections were not ended: {error}"))
+        })
     }
 
     /// How things stand.

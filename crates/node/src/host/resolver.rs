@@ -116,6 +116,15 @@ pub(super) fn upstream() -> Result<IpAddr, Fault> {
     servers_of(&text).into_iter().find(|server| !is_stub(*server)).ok_or_else(missing)
 }
 
+/// The same for an exit that asks by sockets of this machine, which reach a stub
+/// as well.
+pub(crate) fn local_upstream() -> Result<IpAddr, Fault> {
+    upstream().or_else(|fault| {
+        let text = fs::read(PATH).unwrap_or_default();
+        servers_of(&text).into_iter().find(|server| is_stub(*server)).ok_or(fault)
+    })
+}
+
 fn is_stub(server: IpAddr) -> bool {
     server == IpAddr::from([127, 0, 0, 53]) || server == IpAddr::from([127, 0, 0, 54])
 }

@@ -54,6 +54,12 @@ impl Addresses {
         self.mesh.contains(&address) || self.onion.contains(&address)
     }
 
+    /// True for an address that only a path out of the mesh leads to: what
+    /// comes to it unasked is the exit's doing, and nobody's here.
+    pub fn is_inner(&self, address: IpAddr) -> bool {
+        self.onion.contains(&address)
+    }
+
     /// True for destinations inside the mesh.
     pub fn in_mesh(&self, address: IpAddr) -> bool {
         self.mesh.contains(&address) || self.prefixes.iter().any(|p| p.contains(&address))

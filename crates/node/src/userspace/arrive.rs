@@ -21,7 +21,7 @@ use super::Isolation;
 use super::address::{ONION_MTU, is_unicast};
 use super::flow::{self, ConnectError, Flow, FlowKey};
 use super::packet::{Packet, Protocol};
-use super::stack::{CONNECT_PATIENCE, MAX_REQUESTS, Stack};
+use super::stack::{CONNECT_PATIENCE, MAX_REQUESTS, Stack, Table};
 use super::stream::Stream;
 
 const SYN: u8 = 0x02;
@@ -217,6 +217,21 @@ impl Stack {
         }
     }
 
+    /// Who takes what came unasked to `to`. Ports are published to the mesh, not
+    /// to an exit, which can send whatever it likes to an inner address.
+    fn taker<'a>(
+        &self,
+        table: &'a Table,
+        to: IpAddr,
+        leased: bool,
+    ) -> Option<&'a mpsc::Sender<Arrival>> {
+        if leased {
+            table.exit.as_ref().map(|exit| &exit.1)
+        } else {
+            table.member.as_ref().filter(|_| !self.0.wire.own().is_inner(to))
+        }
+    }
+
     fn segment(
         &self,
         packet: &Packet<'_>,
@@ -246,7 +261,7 @@ impl Stack {
         if table.requests.contains(&key) {
             return;
         }
-        let taker = if leased { table.exit.as_ref().map(|e| &e.1) } else { table.member.as_ref() };
+        let taker = self.taker(&table, key.local.ip(), leased);
         let Some(taker) = taker.cloned() else {
             drop(table);
             return flow::reset(&self.0.wire, key, packet.bytes);
@@ -282,9 +297,7 @@ impl Stack {
                 }
                 return;
             }
-            let taker =
-                if leased { table.exit.as_ref().map(|e| &e.1) } else { table.member.as_ref() };
-            taker.cloned()
+            self.taker(&table, key.local.ip(), leased).cloned()
         };
         let Some(taker) = taker else {
             return self.answer(packet.bytes, Answer::PortUnreachable);

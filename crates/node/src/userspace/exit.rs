@@ -11,7 +11,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +29,10 @@ use super::stack::Stack;
 
 /// Where sessions ask for names: an address inside the tunnel only.
 pub const RESOLVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 0, 1)), 53);
+
+/// The same for either family.
+pub const RESOLVERS: [IpAddr; 2] =
+    [RESOLVER.ip(), IpAddr::V6(Ipv6Addr::new(0xfd77, 0x6172, 0x7265, 0x6e00, 0, 0, 0, 1))];
 
 /// Connections of one lease at one time.
 const MAX_PER_LEASE: usize = 512;
@@ -57,7 +61,7 @@ pub type Allow = Arc<dyn Fn(IpAddr, u16, Proto) -> bool + Send + Sync>;
 /// The addresses that sessions have inside: 240.0.0.0/16 (class E) and
 /// fd77:6172:7265:6e01::/64.
 pub fn leases() -> Vec<IpNet> {
-    let v6 = std::net::Ipv6Addr::new(0xfd77, 0x6172, 0x7265, 0x6e01, 0, 0, 0, 0);
+    let v6 = Ipv6Addr::new(0xfd77, 0x6172, 0x7265, 0x6e01, 0, 0, 0, 0);
     vec![
         Ipv4Net::new_assert(Ipv4Addr::new(240, 0, 0, 0), 16).into(),
         Ipv6Net::new_assert(v6, 64).into(),
@@ -80,7 +84,7 @@ impl Drop for Exit {
 
 impl Exit {
     /// Starts on the runtime of `handle`, which must be the one the stack runs
-    /// on. `resolver`: what answers at [`RESOLVER`]; without one, names are the
+    /// on. `resolver`: what answers at [`RESOLVERS`]; without one, names are the
     /// policy's matter like all else.
     pub fn start(
         handle: &tokio::runtime::Handle,
@@ -190,7 +194,7 @@ impl Work {
 
     /// Where a packet goes on to, if it may.
     fn target(&self, to: SocketAddr, proto: Proto) -> Option<SocketAddr> {
-        if to == RESOLVER && self.resolver.is_some() {
+        if RESOLVERS.contains(&to.ip()) && to.port() == RESOLVER.port() && self.resolver.is_some() {
             return self.resolver;
         }
         (self.allow)(to.ip(), to.port(), proto).then_some(to)

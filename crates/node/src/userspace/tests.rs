@@ -266,6 +266,27 @@ fn refusals_are_told_apart() {
 }
 
 #[test]
+fn ports_are_published_to_the_mesh_and_not_to_exits() {
+    run(|| async {
+        let mut two = two(fair(), fair());
+        let inner = ip("192.0.0.2");
+        two.second.set_addresses(Addresses { onion: vec![inner], ..own(&[SECOND, SECOND_V6]) });
+        let source = Source { address: ip(FIRST), mtu: 1280 };
+        let to = SocketAddr::new(inner, 80);
+        let refused = two.first.connect(source, to, &Isolation::default()).await.unwrap_err();
+        assert_eq!(refused, ConnectError::Refused);
+        assert!(two.first.send_datagram(SocketAddr::new(source.address, 9), to, b"unasked"));
+        // What arrives after it is the first to be handed over.
+        let mesh = SocketAddr::new(ip(SECOND), 80);
+        assert!(two.first.send_datagram(SocketAddr::new(source.address, 9), mesh, b"asked"));
+        match two.arrivals.recv().await {
+            Some(Arrival::Datagram(datagram)) => assert_eq!(datagram.payload(), b"asked"),
+            other => panic!("{other:?}"),
+        }
+    });
+}
+
+#[test]
 fn a_node_reaches_its_own_address() {
     run(|| async {
         let mut two = two(fair(), fair());

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{NodeId, Place};
+use crate::{NodeId, NodeName, Place};
 
 fn three() -> u8 {
     3
@@ -71,6 +71,20 @@ impl Default for ConnectRequest {
             proxy_only: false,
         }
     }
+}
+
+/// Named wishes: `GET /v1/onion/profiles`.
+pub type Profiles = std::collections::BTreeMap<NodeName, ConnectRequest>;
+
+/// Body of `POST /v1/onion/profiles`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProfileChange {
+    /// The profile.
+    pub name: NodeName,
+    /// What it says from now on; absent: it is removed.
+    #[serde(default)]
+    pub request: Option<ConnectRequest>,
 }
 
 /// Where a session stands.

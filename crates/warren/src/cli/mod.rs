@@ -73,6 +73,9 @@ enum Command {
     },
     /// Send this machine's traffic through hops of the network to an exit.
     Connect(Box<onion::Connect>),
+    /// Named wishes for `connect`.
+    #[command(subcommand)]
+    Profile(onion::ProfileCommand),
     /// End that; traffic leaves as before, and the kill switch is lifted.
     Disconnect(State),
     /// Stop the daemon; its identity and network stay.
@@ -336,6 +339,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Fault> {
         Command::Status { json, state } => wait(status::show(&state, json)),
         Command::Events { follow, json, state } => wait(events::show(&state, follow, json)),
         Command::Connect(command) => wait(onion::connect(*command)),
+        Command::Profile(command) => wait(onion::profile(command)),
         Command::Disconnect(state) => wait(onion::disconnect(&state)),
         Command::Path(command) => wait(path::run(command)),
         Command::Route(command) => wait(route::run(command)),

@@ -4,11 +4,13 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use warren_node::fault::{Fault, FaultKind};
 use warren_node::path_proof;
+use warren_types::NodeName;
 use warren_types::api::{
     ConnectRequest, Health, OnionCircuit, OnionHop, OnionReport, OnionState, PathProof,
+    ProfileChange,
 };
 
 use super::{State, out, story};
@@ -17,8 +19,9 @@ use super::{State, out, story};
 const PATIENCE: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(50);
 
+/// What is wanted of a path.
 #[derive(Debug, Args)]
-pub(super) struct Connect {
+pub(super) struct Wishes {
     /// auto, random, a country (de), a region (europe), nearest:PLACE (de/fra,
     /// 52.5,13.4 or a member), or a member's name.
     #[arg(long, default_value = "auto")]
@@ -57,6 +60,15 @@ pub(super) struct Connect {
     /// mode.
     #[arg(long)]
     proxy_only: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Connect {
+    /// As a profile says; the other wishes are left out then.
+    #[arg(long, value_name = "NAME")]
+    profile: Option<NodeName>,
+    #[command(flatten)]
+    wishes: Wishes,
     /// Do not wait until the path is there.
     #[arg(long)]
     no_wait: bool,
@@ -67,6 +79,129 @@ pub(super) struct Connect {
     state: State,
 }
 
+impl From<Wishes> for ConnectRequest {
+    fn from(wishes: Wishes) -> Self {
+        Self {
+            exit: wishes.exit,
+            hops: wishes.hops,
+            entry: wishes.entry,
+            avoid: wishes.avoid,
+            distinct_countries: wishes.distinct_countries,
+            kill_switch: wishes.kill_switch,
+            lan: wishes.lan,
+            include: wishes.include,
+            exclude: wishes.exclude,
+            keep_dns: wishes.keep_dns,
+            proxy_only: wishes.proxy_only,
+        }
+    }
+}
+
+/// Named wishes.
+#[derive(Debug, Subcommand)]
+pub(super) enum ProfileCommand {
+    /// List the profiles.
+    List {
+        /// JSON with stable keys.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        state: State,
+    },
+    /// Show one, as JSON.
+    Show {
+        /// Its name.
+        name: NodeName,
+        #[command(flatten)]
+        state: State,
+    },
+    /// Make or replace one; `warren connect --profile NAME` uses it.
+    Set {
+        /// Its name.
+        name: NodeName,
+        #[command(flatten)]
+        wishes: Box<Wishes>,
+        #[command(flatten)]
+        state: State,
+    },
+    /// Remove one.
+    Remove {
+        /// Its name.
+        name: NodeName,
+        #[command(flatten)]
+        state: State,
+    },
+}
+
+fn unknown(name: &NodeName) -> Fault {
+    Fault::new(FaultKind::Usage, format!("there is no profile `{name}`"))
+        .remedy("`warren profile list` shows them, `warren profile set NAME` makes one")
+}
+
+/// One profile in a line.
+fn summary(request: &ConnectRequest) -> String {
+    let mut text = format!("exit {}, {} hops", request.exit, request.hops);
+    if let Some(entry) = &request.entry {
+        let _ = write!(text, ", entry {entry}");
+    }
+    if !request.avoid.is_empty() {
+        let _ = write!(text, ", avoids {}", request.avoid.join(" "));
+    }
+    for (on, word) in [
+        (request.distinct_countries, "distinct countries"),
+        (request.kill_switch, "kill switch"),
+        (request.lan, "LAN reachable"),
+        (request.keep_dns, "DNS left alone"),
+        (request.proxy_only, "proxies only"),
+    ] {
+        if on {
+            let _ = write!(text, ", {word}");
+        }
+    }
+    for (word, items) in [("only", &request.include), ("all but", &request.exclude)] {
+        if !items.is_empty() {
+            let _ = write!(text, ", {word} {}", items.join(" "));
+        }
+    }
+    text
+}
+
+/// Runs `warren profile`.
+pub(super) async fn profile(command: ProfileCommand) -> Result<(), Fault> {
+    match command {
+        ProfileCommand::List { json: as_json, state } => {
+            let profiles = state.client().profiles().await?;
+            if as_json {
+                return json(&profiles);
+            }
+            let mut text = String::new();
+            for (name, request) in &profiles {
+                let _ = writeln!(text, "{name}: {}", summary(request));
+            }
+            if profiles.is_empty() {
+                text.push_str("no profiles: `warren profile set NAME --exit de` makes one\n");
+            }
+            out(&text)
+        }
+        ProfileCommand::Show { name, state } => {
+            let found = state.client().profiles().await?.remove(&name);
+            json(&found.ok_or_else(|| unknown(&name))?)
+        }
+        ProfileCommand::Set { name, wishes, state } => {
+            let request: ConnectRequest = (*wishes).into();
+            let line = summary(&request);
+            let change = ProfileChange { name: name.clone(), request: Some(request) };
+            state.client().change_profile(&change).await?;
+            out(&format!("{name}: {line}\n"))
+        }
+        ProfileCommand::Remove { name, state } => {
+            let change = ProfileChange { name: name.clone(), request: None };
+            state.client().change_profile(&change).await?;
+            out(&format!("{name} is removed\n"))
+        }
+    }
+}
+
 fn json<T: serde::Serialize>(value: &T) -> Result<(), Fault> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Fault::internal(&e))?;
     out(&format!("{text}\n"))
@@ -75,18 +210,9 @@ fn json<T: serde::Serialize>(value: &T) -> Result<(), Fault> {
 /// Connects, and says over which nodes.
 pub(super) async fn connect(command: Connect) -> Result<(), Fault> {
     let client = command.state.client();
-    let request = ConnectRequest {
-        exit: command.exit,
-        hops: command.hops,
-        entry: command.entry,
-        avoid: command.avoid,
-        distinct_countries: command.distinct_countries,
-        kill_switch: command.kill_switch,
-        lan: command.lan,
-        include: command.include,
-        exclude: command.exclude,
-        keep_dns: command.keep_dns,
-        proxy_only: command.proxy_only,
+    let request: ConnectRequest = match &command.profile {
+        None => command.wishes.into(),
+        Some(name) => client.profiles().await?.remove(name).ok_or_else(|| unknown(name))?,
     };
     let began = Instant::now();
     let mut report = client.connect(&request).await?;

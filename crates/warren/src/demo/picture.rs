@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use super::canvas::{Canvas, Colour, PLAIN};
+use super::labels;
 use super::map;
 use super::scene::{Activity, ClaimState, NodeView, Scene};
 
@@ -16,21 +17,27 @@ pub(super) const ROWS: usize = 24;
 
 const LAND: Colour = 238;
 const DIM: Colour = 244;
-const LINK: Colour = 37;
 const FLOW: Colour = 51;
 const GOOD: Colour = 84;
 const WAIT: Colour = 221;
 const BAD: Colour = 203;
 const NODE: Colour = 231;
 const ACCENT: Colour = 117;
+/// The onion path, and the one that stands by.
+const PATH: Colour = 213;
+const STANDBY: Colour = 96;
+/// Links of the mesh, which are many.
+const MESH: Colour = 23;
 
 const MAP_ROW: usize = 1;
 const ACTIVITY_ROW: usize = MAP_ROW + map::ROWS;
 const TABLE_ROW: usize = ACTIVITY_ROW + 1;
-const BAR: usize = 8;
-const IN_COLUMN: usize = 28;
-const OUT_COLUMN: usize = 42;
-const RTT_COLUMN: usize = 55;
+/// The table has two halves, with these columns in each.
+const HALF: usize = COLUMNS / 2;
+const ROLE_COLUMN: usize = 11;
+const IN_COLUMN: usize = 21;
+const OUT_COLUMN: usize = 27;
+const RTT_COLUMN: usize = 33;
 
 /// Draws the scene `elapsed` after its start.
 pub(super) fn draw(scene: &Scene, elapsed: Duration, rows: usize) -> Canvas {
@@ -40,7 +47,7 @@ pub(super) fn draw(scene: &Scene, elapsed: Duration, rows: usize) -> Canvas {
     draw_claims(&mut canvas, scene, elapsed);
     draw_activity(&mut canvas, scene.activity.as_ref(), elapsed);
     draw_table(&mut canvas, scene);
-    let events_row = TABLE_ROW + 1 + scene.nodes.len();
+    let events_row = TABLE_ROW + 1 + scene.nodes.len().div_ceil(2);
     draw_events(&mut canvas, scene, events_row);
     canvas
 }
@@ -70,35 +77,51 @@ fn draw_map(canvas: &mut Canvas, scene: &Scene, elapsed: Duration) {
         })
         .collect();
     let top = (MAP_ROW * 4) as f64;
-    let busy = scene.activity.as_ref().map(|activity| activity.ends);
-    for a in 0..places.len() {
-        for b in 0..a {
-            if scene.links[a][b].direct || scene.links[b][a].direct {
-                line(canvas, places[a], places[b], top, LINK);
+    let activity = scene.activity.as_ref();
+    let straight = activity.filter(|activity| !activity.over_path).map(|activity| activity.ends);
+    let path: Vec<usize> =
+        scene.path.iter().flat_map(|path| path.active.iter().map(|(at, _)| *at)).collect();
+    if let Some(view) = &scene.path {
+        // Alone, for among the links of the mesh nobody would find it.
+        for leg in view.standby.windows(2) {
+            line(canvas, places[leg[0]], places[leg[1]], top, STANDBY);
+        }
+        for leg in path.windows(2) {
+            line(canvas, places[leg[0]], places[leg[1]], top, PATH);
+        }
+        if activity.is_some_and(|activity| activity.over_path) {
+            for leg in path.windows(2) {
+                flow(canvas, places[leg[1]], places[leg[0]], top, elapsed);
+            }
+        }
+    } else {
+        for a in 0..places.len() {
+            for b in 0..a {
+                if scene.links[a][b].direct || scene.links[b][a].direct {
+                    line(canvas, places[a], places[b], top, MESH);
+                }
             }
         }
     }
-    if let Some((from, to)) = busy {
+    if let Some((from, to)) = straight {
         line(canvas, places[from], places[to], top, GOOD);
         flow(canvas, places[from], places[to], top, elapsed);
     }
+    let marks = labels::marks(&places);
+    let labels = labels::place(&marks, &scene.nodes);
     for (i, node) in scene.nodes.iter().enumerate() {
-        let (x, y) = places[i];
-        let (column, row) = ((x / 2.0) as usize, MAP_ROW + (y / 4.0) as usize);
-        let colour = if node.address.is_some() { NODE } else { DIM };
-        let ends = busy.is_some_and(|(from, to)| from == i || to == i);
-        canvas.text(column, row, "\u{25cf}", if ends { GOOD } else { colour }, true);
-        // The label goes to the side where there is more sea, and nobody's
-        // marker: to the left of a node with a neighbour to the right.
-        let crowded = places.iter().enumerate().any(|(other, place)| {
-            other != i && (0.0..24.0).contains(&(place.0 - x)) && (place.1 - y).abs() < 6.0
-        });
-        let label = node.name;
-        if crowded {
-            canvas.text(column.saturating_sub(label.len() + 1), row, label, colour, false);
-        } else {
-            canvas.text(column + 2, row, label, colour, false);
-        }
+        let colour = match (node.address.is_some(), node.alive) {
+            _ if straight.is_some_and(|(from, to)| from == i || to == i) => GOOD,
+            (true, false) => BAD,
+            _ if path.contains(&i) => PATH,
+            (true, true) => NODE,
+            (false, _) => DIM,
+        };
+        let (column, row) = marks[i];
+        let mark = if colour == BAD { "\u{2717}" } else { "\u{25cf}" };
+        canvas.text(column, MAP_ROW + row, mark, colour, true);
+        let (column, row) = labels[i];
+        canvas.text(column, MAP_ROW + row, node.name, colour, false);
     }
 }
 
@@ -144,10 +167,12 @@ fn flow(canvas: &mut Canvas, from: (f64, f64), to: (f64, f64), top: f64, elapsed
     }
 }
 
-/// In the emptiest corner of the map.
+/// In the emptiest corner of the map, in two columns.
 fn draw_claims(canvas: &mut Canvas, scene: &Scene, elapsed: Duration) {
     const SPINNER: [&str; 4] = ["\u{25d0}", "\u{25d3}", "\u{25d1}", "\u{25d2}"];
-    let first = MAP_ROW + map::ROWS - scene.claims.len().min(map::ROWS);
+    const WIDTH: usize = 11;
+    let rows = scene.claims.len().div_ceil(2).clamp(1, map::ROWS);
+    let first = MAP_ROW + map::ROWS - rows;
     for (i, claim) in scene.claims.iter().enumerate() {
         let turn = (elapsed.as_millis() / 150) as usize % SPINNER.len();
         let (mark, colour, text) = match claim.state {
@@ -155,10 +180,12 @@ fn draw_claims(canvas: &mut Canvas, scene: &Scene, elapsed: Duration) {
             ClaimState::Running => (SPINNER[turn], WAIT, PLAIN),
             ClaimState::Held => ("\u{2713}", GOOD, PLAIN),
             ClaimState::Failed => ("\u{2717}", BAD, BAD),
+            ClaimState::Skipped => ("-", WAIT, DIM),
         };
-        canvas.text(0, first + i, &" ".repeat(claim.name.len() + 4), PLAIN, false);
-        canvas.text(1, first + i, mark, colour, true);
-        canvas.text(3, first + i, claim.name, text, false);
+        let (column, row) = (WIDTH * (i / rows), first + i % rows);
+        canvas.text(column, row, &" ".repeat(claim.name.len() + 3), PLAIN, false);
+        canvas.text(column + 1, row, mark, colour, true);
+        canvas.text(column + 3, row, claim.name, text, false);
     }
 }
 
@@ -179,39 +206,60 @@ fn draw_activity(canvas: &mut Canvas, activity: Option<&Activity>, elapsed: Dura
 }
 
 fn draw_table(canvas: &mut Canvas, scene: &Scene) {
-    canvas.text(1, TABLE_ROW, "NODE       ADDRESS", DIM, false);
-    canvas.text(IN_COLUMN, TABLE_ROW, "IN b/s", DIM, false);
-    canvas.text(OUT_COLUMN, TABLE_ROW, "OUT b/s  RTT", DIM, false);
-    for (i, node) in scene.nodes.iter().enumerate() {
-        let column = RTT_COLUMN + 5 * i;
-        canvas.text(column, TABLE_ROW, &format!("{:>5}", node.code), DIM, false);
+    let rows = scene.nodes.len().div_ceil(2);
+    for half in [0, HALF] {
+        canvas.text(half + 1, TABLE_ROW, "NODE", DIM, false);
+        canvas.text(half + ROLE_COLUMN, TABLE_ROW, "DOES", DIM, false);
+        canvas.text(half + IN_COLUMN, TABLE_ROW, "   IN   OUT", DIM, false);
+        canvas.text(half + RTT_COLUMN, TABLE_ROW, "   RTT", DIM, false);
     }
     for (i, node) in scene.nodes.iter().enumerate() {
-        draw_row(canvas, scene, i, node, TABLE_ROW + 1 + i);
+        draw_row(canvas, scene, i, node, (HALF * (i / rows), TABLE_ROW + 1 + i % rows));
     }
 }
 
-fn draw_row(canvas: &mut Canvas, scene: &Scene, i: usize, node: &NodeView, row: usize) {
-    let colour = if node.address.is_some() { NODE } else { DIM };
-    canvas.text(1, row, node.name, colour, true);
-    canvas.text(12, row, node.address.as_deref().unwrap_or("waiting"), PLAIN, false);
+fn draw_row(
+    canvas: &mut Canvas,
+    scene: &Scene,
+    i: usize,
+    node: &NodeView,
+    (left, row): (usize, usize),
+) {
+    let colour = match (node.address.is_some(), node.alive) {
+        (true, true) => NODE,
+        (true, false) => BAD,
+        (false, _) => DIM,
+    };
+    canvas.text(left + 1, row, node.name, colour, true);
+    let role = match (node.address.is_some(), node.alive) {
+        (false, _) => "waiting".to_owned(),
+        (true, false) => "dead".to_owned(),
+        _ => format!("{} {}", node.country, role(node.roles)),
+    };
+    canvas.text(left + ROLE_COLUMN, row, &role, if node.alive { DIM } else { colour }, false);
     for (column, rate, shade) in
         [(IN_COLUMN, node.rate_in, ACCENT), (OUT_COLUMN, node.rate_out, GOOD)]
     {
-        canvas.text(column, row, &bar(1.0, BAR), LAND, false);
-        canvas.text(column, row, &bar(scale(rate), BAR), shade, false);
-        canvas.text(column + BAR, row, &format!("{:>5}", figure(rate)), PLAIN, false);
+        let shade = if rate < 1e3 { DIM } else { shade };
+        canvas.text(left + column, row, &format!("{:>5}", figure(rate)), shade, false);
     }
-    for (j, link) in scene.links[i].iter().enumerate() {
-        let (text, colour) = match (i == j, link.rtt_ms, link.direct) {
-            (true, ..) => ("\u{00b7}".to_owned(), 240),
-            (_, Some(ms), true) => (milliseconds(ms), heat(ms)),
-            (_, Some(ms), false) => (milliseconds(ms), WAIT),
-            (_, None, true) => ("up".to_owned(), GOOD),
-            (_, None, false) => ("-".to_owned(), 240),
-        };
-        canvas.text(RTT_COLUMN + 5 * j, row, &format!("{text:>5}"), colour, false);
-    }
+    // As the user's machine, the last, measures it.
+    let user = scene.nodes.len() - 1;
+    let link = scene.links[user][i];
+    let (text, colour) = match (i == user, link.rtt_ms, link.direct) {
+        (true, ..) => ("you".to_owned(), DIM),
+        (_, Some(ms), true) => (milliseconds(ms), heat(ms)),
+        (_, Some(ms), false) => (milliseconds(ms), WAIT),
+        (_, None, true) => ("up".to_owned(), GOOD),
+        (_, None, false) => ("-".to_owned(), 240),
+    };
+    canvas.text(left + RTT_COLUMN, row, &format!("{text:>6}"), colour, false);
+}
+
+/// What a node does for paths, in one word: who may be first may also be in
+/// the middle.
+fn role(roles: &str) -> &str {
+    roles.split(',').next().unwrap_or_default()
 }
 
 fn draw_events(canvas: &mut Canvas, scene: &Scene, first: usize) {
@@ -224,7 +272,18 @@ fn draw_events(canvas: &mut Canvas, scene: &Scene, first: usize) {
         canvas.text(8, row, shorten(text, COLUMNS - 9), colour, false);
     }
     canvas.text(1, last, "q", ACCENT, true);
-    canvas.text(3, last, "end; everything it made goes with it", DIM, false);
+    canvas.text(3, last, "end", DIM, false);
+    match &scene.path {
+        None => canvas.text(6, last, "; everything it made goes with it", DIM, false),
+        Some(path) => {
+            let hops = path.active.iter().map(|(at, rtt)| {
+                let rtt = rtt.map_or_else(String::new, |ms| format!(" {ms:.0} ms"));
+                scene.nodes.get(*at).map_or_else(String::new, |node| node.name.to_owned() + &rtt)
+            });
+            let text = hops.collect::<Vec<_>>().join(" > ");
+            canvas.text(8, last, shorten(&text, COLUMNS - 9), PATH, true);
+        }
+    }
 }
 
 /// As much of a sentence as fits, cut where a clause or at least a word ends.
@@ -241,11 +300,6 @@ fn shorten(text: &str, room: usize) -> &str {
 fn bar(share: f64, width: usize) -> String {
     let full = (share.clamp(0.0, 1.0) * width as f64).round() as usize;
     "\u{2588}".repeat(if share > 0.0 { full.max(1) } else { 0 })
-}
-
-/// Place of a rate on a logarithmic scale from 1 kb/s to 10 Gb/s.
-fn scale(rate: f64) -> f64 {
-    if rate < 1e3 { 0.0 } else { (rate.log10() - 3.0) / 7.0 }
 }
 
 /// A rate in at most five characters.
@@ -275,29 +329,32 @@ fn heat(ms: f64) -> Colour {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use warren_lab::wan::Region;
+    use crate::demo::cast::{CAST, FRANKFURT, LAPTOP, TOKYO, VIRGINIA};
+    use crate::demo::scene::PathView;
 
     fn scene() -> Scene {
-        let nodes = [
-            ("london", "LON", Region::Uk),
-            ("amsterdam", "AMS", Region::Netherlands),
-            ("virginia", "VIR", Region::UsEast),
-            ("saopaulo", "SAO", Region::Brazil),
-            ("tokyo", "TOK", Region::Japan),
-        ];
-        let mut scene = Scene::new(&nodes, &["world", "join"]);
+        let mut scene = Scene::new(&CAST, crate::demo::story::CLAIMS);
         scene.claims[0].state = ClaimState::Held;
         for (i, row) in scene.links.iter_mut().enumerate() {
             for (j, link) in row.iter_mut().enumerate().filter(|(j, _)| *j != i) {
                 link.direct = true;
-                link.rtt_ms = Some((i + j) as f64 * 60.0);
+                link.rtt_ms = Some((i + j) as f64 * 16.0);
             }
         }
         scene.nodes[1].rate_in = 1.234e9;
-        scene.nodes[4].address = Some("100.127.255.255".to_owned());
+        for node in &mut scene.nodes {
+            node.address = Some("100.127.255.255".to_owned());
+            node.alive = true;
+        }
+        scene.nodes[TOKYO].alive = false;
+        scene.path = Some(PathView {
+            active: vec![(LAPTOP, None), (VIRGINIA, Some(64.3)), (FRANKFURT, Some(154.0))],
+            standby: vec![LAPTOP, TOKYO, FRANKFURT],
+        });
         scene.activity = Some(Activity {
             text: "download tokyo to saopaulo".to_owned(),
             ends: (4, 3),
+            over_path: false,
             progress: 0.5,
             rate: Some(25e6),
         });
@@ -317,22 +374,25 @@ mod tests {
         assert!(text.iter().all(|row| row.chars().count() == COLUMNS));
         let all = text.join("\n");
         for word in [
-            "10/10 direct",
+            "66/66 direct",
             "01:02",
             "\u{2713} world",
+            "\u{25cb} founder",
             "tokyo",
             "1.23G",
-            "100.127.255.255",
-            "event 9",
+            "virginia   us entry",
+            "frankfurt  de exit",
+            "laptop > virginia 64 ms > frankfurt 154 ms",
         ] {
             assert!(all.contains(word), "{word} in\n{all}");
         }
         assert!(text[ACTIVITY_ROW].contains("25Mb/s"), "{all}");
-        assert!(text[TABLE_ROW].ends_with("  TOK"), "{all}");
-        assert!(text[TABLE_ROW + 1].ends_with("  240"), "{all}");
+        assert!(text[TABLE_ROW].ends_with("   RTT"), "{all}");
+        assert!(text[TABLE_ROW + 1].ends_with("   272"), "{all}");
+        assert!(text[TABLE_ROW + 5].contains("tokyo      dead"), "{all}");
         assert!(text[ROWS - 1].contains("q end"), "{all}");
-        assert!(!all.contains("event 5"), "{all}");
-        // Every name stands on the map: five there, five in the table.
+        assert!(text[ROWS - 2].contains("event 9") && !all.contains("event 5"), "{all}");
+        // Every name stands on the map, and again in the table.
         for node in &scene().nodes {
             let map = text[MAP_ROW..ACTIVITY_ROW].join("\n");
             assert!(map.contains(node.name), "{} in\n{map}", node.name);
@@ -368,7 +428,6 @@ mod tests {
             assert_eq!(figure(rate), text);
             assert!(figure(rate).len() <= 5);
         }
-        assert_eq!((scale(0.0), scale(1e3), scale(1e10)), (0.0, 0.0, 1.0));
         assert_eq!((bar(0.0, 8), bar(1.0, 8)), (String::new(), "\u{2588}".repeat(8)));
         assert_eq!(bar(0.5, 8).chars().count(), 4);
         assert_eq!(bar(1e-6, 8).chars().count(), 1);

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use warren_lab::wan::Region;
 
+use super::cast::Member;
+
 /// Events kept for the picture.
 const EVENTS_KEPT: usize = 64;
 
@@ -16,10 +18,14 @@ const EVENTS_KEPT: usize = 64;
 pub(super) struct NodeView {
     /// Name in the network.
     pub name: &'static str,
-    /// Three letters for the table.
-    pub code: &'static str,
     /// Where it is.
     pub region: Region,
+    /// Its country's code.
+    pub country: &'static str,
+    /// What it does for onion paths.
+    pub roles: &'static str,
+    /// Its daemon answers.
+    pub alive: bool,
     /// Its overlay IPv4 address, once it serves.
     pub address: Option<String>,
     /// Bits per second of inner packets received and sent.
@@ -48,6 +54,8 @@ pub(super) enum ClaimState {
     Held,
     /// Did not hold.
     Failed,
+    /// Cannot be shown on this machine.
+    Skipped,
 }
 
 /// Something the demo says and checks.
@@ -66,10 +74,22 @@ pub(super) struct Activity {
     pub text: String,
     /// Sender and receiver, by place in the list of nodes.
     pub ends: (usize, usize),
+    /// It goes over the onion path, not straight.
+    pub over_path: bool,
     /// Share done, 0 to 1.
     pub progress: f64,
     /// Bits per second right now, if measured.
     pub rate: Option<f64>,
+}
+
+/// The user's onion path, by places in the list of nodes.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct PathView {
+    /// From the user's machine to the exit, with the round-trip time to each,
+    /// milliseconds.
+    pub active: Vec<(usize, Option<f64>)>,
+    /// The circuit that stands by, in the same order; empty when there is none.
+    pub standby: Vec<usize>,
 }
 
 /// Everything the picture shows.
@@ -87,22 +107,23 @@ pub(super) struct Scene {
     pub events: VecDeque<(Duration, String)>,
     /// What goes on.
     pub activity: Option<Activity>,
+    /// The onion path, while there is one.
+    pub path: Option<PathView>,
 }
 
 impl Scene {
     /// The scene before the curtain rises.
-    pub(super) fn new(
-        nodes: &[(&'static str, &'static str, Region)],
-        claims: &[&'static str],
-    ) -> Self {
+    pub(super) fn new(nodes: &[Member], claims: &[&'static str]) -> Self {
         Self {
             started: Instant::now(),
             nodes: nodes
                 .iter()
-                .map(|&(name, code, region)| NodeView {
-                    name,
-                    code,
-                    region,
+                .map(|member| NodeView {
+                    name: member.name,
+                    region: member.region,
+                    country: member.country,
+                    roles: member.roles,
+                    alive: false,
                     address: None,
                     rate_in: 0.0,
                     rate_out: 0.0,
@@ -112,6 +133,7 @@ impl Scene {
             claims: claims.iter().map(|&name| Claim { name, state: ClaimState::Open }).collect(),
             events: VecDeque::new(),
             activity: None,
+            path: None,
         }
     }
 
@@ -166,12 +188,18 @@ impl Narrator {
         let mark = match state {
             ClaimState::Held => "ok  ",
             ClaimState::Failed => "FAIL",
+            ClaimState::Skipped => "SKIPPED",
             ClaimState::Open | ClaimState::Running => return,
         };
         if self.lines {
             print_line(&format!("{mark} {name:<9} {text}"));
         }
-        self.event(format!("{}{text}", if state == ClaimState::Failed { "FAILED: " } else { "" }));
+        let prefix = match state {
+            ClaimState::Failed => "FAILED: ",
+            ClaimState::Skipped => "SKIPPED: ",
+            _ => "",
+        };
+        self.event(format!("{prefix}{text}"));
     }
 
     fn event(&self, text: String) {
@@ -196,11 +224,11 @@ pub(super) fn print_line(line: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::demo::cast::CAST;
 
     #[test]
     fn pairs_count_when_both_ends_say_direct() {
-        let nodes = [("a", "A", Region::Uk), ("b", "B", Region::Japan), ("c", "C", Region::Brazil)];
-        let mut scene = Scene::new(&nodes, &["mesh"]);
+        let mut scene = Scene::new(&CAST[..3], &["mesh"]);
         assert_eq!(scene.direct_pairs(), (0, 3));
         scene.links[0][1].direct = true;
         assert_eq!(scene.direct_pairs(), (0, 3));

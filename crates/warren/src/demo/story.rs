@@ -7,35 +7,32 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::cast::{AMSTERDAM, CAST, LONDON, SAOPAULO, TOKYO};
 use super::scene::{Activity, ClaimState, Narrator};
-use super::stage::{Actor, CAST, PATIENCE, Stage};
+use super::stage::{Actor, PATIENCE, Stage};
 use super::traffic::{self, Document, MARKER};
 use super::watcher;
 
 /// The claims in order. Without a picture, when the demo ends by itself, there
 /// is one more: how it ends.
-pub(super) const CLAIMS: &[&str] =
-    &["world", "network", "join", "mesh", "ping", "download", "secrecy", "stream"];
+pub(super) const CLAIMS: &[&str] = &[
+    "world", "network", "join", "mesh", "ping", "download", "secrecy", "stream", "path", "exit",
+    "failover", "proof", "founder",
+];
 
 /// Kilobytes of the file.
-const FILE_KB: usize = 8 * 1024;
+pub(super) const FILE_KB: usize = 8 * 1024;
 
 /// Below this rate the stream is not worth showing, bits per second. Far below
 /// what any machine of today reaches.
 const LEAST_RATE: f64 = 50e6;
-
-/// Places in [`CAST`].
-const LONDON: usize = 0;
-const AMSTERDAM: usize = 1;
-const VIRGINIA: usize = 2;
-const SAOPAULO: usize = 3;
-const TOKYO: usize = 4;
 
 /// How it went.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Told {
     held: usize,
     failed: usize,
+    skipped: usize,
     interrupted: bool,
     took: Duration,
 }
@@ -64,6 +61,9 @@ impl std::fmt::Display for Told {
                 )?;
             }
         }
+        if self.skipped > 0 {
+            write!(f, " {} SKIPPED: this machine lacks something.", self.skipped)?;
+        }
         f.write_str(" Nothing is left behind.")
     }
 }
@@ -73,12 +73,14 @@ impl std::fmt::Display for Told {
 #[error("interrupted")]
 struct Interrupted;
 
-struct Teller<'a> {
-    stage: &'a mut Stage,
-    narrator: &'a Narrator,
-    quit: &'a AtomicBool,
-    held: usize,
-    failed: usize,
+/// Who tells the story; see also [`super::onion`] and [`super::encore`].
+pub(super) struct Teller<'a> {
+    pub(super) stage: &'a mut Stage,
+    pub(super) narrator: &'a Narrator,
+    pub(super) quit: &'a AtomicBool,
+    pub(super) held: usize,
+    pub(super) failed: usize,
+    pub(super) skipped: usize,
 }
 
 /// Tells the story. With `encore`, traffic goes on afterwards for that long or
@@ -90,7 +92,7 @@ pub(super) fn tell(
     encore: Option<Duration>,
 ) -> Result<Told> {
     let started = Instant::now();
-    let mut teller = Teller { stage, narrator, quit, held: 0, failed: 0 };
+    let mut teller = Teller { stage, narrator, quit, held: 0, failed: 0, skipped: 0 };
     let outcome = teller.acts(encore);
     let interrupted = quit.load(Ordering::Relaxed);
     if let Err(error) = outcome
@@ -102,8 +104,8 @@ pub(super) fn tell(
     if interrupted && encore.is_none() {
         bail!("interrupted; everything it made is gone");
     }
-    let (held, failed) = (teller.held, teller.failed);
-    Ok(Told { held, failed, interrupted, took: started.elapsed() })
+    let (held, failed, skipped) = (teller.held, teller.failed, teller.skipped);
+    Ok(Told { held, failed, skipped, interrupted, took: started.elapsed() })
 }
 
 /// A claim failed that later ones build upon; it has been told.
@@ -115,7 +117,7 @@ impl Teller<'_> {
     fn acts(&mut self, encore: Option<Duration>) -> Result<()> {
         let until = encore.and_then(|encore| Instant::now().checked_add(encore));
         self.need("world", Self::world)?;
-        let dirs = CAST.iter().map(|(name, ..)| self.stage.state_dir(name)).collect();
+        let dirs = CAST.iter().map(|member| self.stage.state_dir(member.name)).collect();
         watcher::watch(self.narrator, dirs).context("cannot start a thread")?;
         self.need("network", Self::network)?;
         self.need("join", Self::join)?;
@@ -124,6 +126,7 @@ impl Teller<'_> {
         self.claim("download", Self::download)?;
         self.claim("secrecy", Self::secrecy)?;
         self.claim("stream", Self::stream)?;
+        self.paths()?;
         if encore.is_none() {
             self.claim("end", Self::end)?;
             return Ok(());
@@ -142,7 +145,7 @@ impl Teller<'_> {
 
     /// Checks a claim and tells how it went; an error only when the user wants
     /// to go.
-    fn claim(
+    pub(super) fn claim(
         &mut self,
         name: &'static str,
         act: impl FnOnce(&mut Self) -> Result<String>,
@@ -166,15 +169,13 @@ impl Teller<'_> {
         }
     }
 
-    fn go_on(&self) -> Result<()> {
+    pub(super) fn go_on(&self) -> Result<()> {
         if self.quit.load(Ordering::Relaxed) { Err(Interrupted.into()) } else { Ok(()) }
     }
 
     /// The WAN delays as the table of regions says.
     fn world(&mut self) -> Result<String> {
-        let [london, .., tokyo] = self.stage.actors.as_slice() else {
-            bail!("the stage is empty");
-        };
+        let (london, tokyo) = (&self.stage.actors[LONDON], &self.stage.actors[TOKYO]);
         let expected = london.region.rtt(tokyo.region);
         // The best of three, for this machine may be busy with other things.
         let mut measured = Duration::MAX;
@@ -239,10 +240,18 @@ impl Teller<'_> {
         let mut suite = None;
         for index in 0..CAST.len() {
             self.go_on()?;
-            for (peer, ..) in CAST.iter().enumerate().filter(|(i, _)| *i != index).map(|(_, c)| c) {
-                let seen = self.stage.actors[index].node()?.wait_connected(peer, PATIENCE)?;
-                post_quantum &= seen.post_quantum;
-                suite = Some(seen.suite);
+            let others = || CAST.iter().enumerate().filter(|(i, _)| *i != index);
+            let node = self.stage.actors[index].node()?;
+            let status = node.wait_until("reaches everybody directly", PATIENCE, |status| {
+                others().all(|(_, other)| {
+                    let mut peers = status.peers.iter();
+                    let peer = peers.find(|peer| peer.name == other.name);
+                    peer.is_some_and(|p| p.path == "direct" && p.handshake_age_s.is_some())
+                })
+            })?;
+            for peer in status.peers {
+                post_quantum &= peer.post_quantum;
+                suite = Some(peer.suite);
             }
         }
         let suite = suite.context("no links")?;
@@ -255,15 +264,19 @@ impl Teller<'_> {
     }
 
     /// Pings between all ordered pairs over both families, all at once per
-    /// sender: sender, receiver, time taken.
-    fn ping_all(&self, tries: u32) -> Result<Vec<(usize, usize, Duration)>> {
+    /// sender, among the daemons that run: sender, receiver, time taken.
+    pub(super) fn ping_all(&self, tries: u32) -> Result<Vec<(usize, usize, Duration)>> {
         let actors = &self.stage.actors;
+        let running: Vec<usize> =
+            (0..actors.len()).filter(|at| actors[*at].node.is_some()).collect();
+        let running = &running;
         std::thread::scope(|scope| {
-            let senders: Vec<_> = (0..actors.len())
-                .map(|from| {
+            let senders: Vec<_> = running
+                .iter()
+                .map(|&from| {
                     scope.spawn(move || {
                         let mut took = Vec::new();
-                        for to in (0..actors.len()).filter(|to| *to != from) {
+                        for &to in running.iter().filter(|to| **to != from) {
                             for ipv6 in [false, true] {
                                 let address: IpAddr = actors[to].address(ipv6)?;
                                 let time = traffic::ping(&actors[from].host, address, tries)?;
@@ -338,11 +351,20 @@ impl Teller<'_> {
         Ok(())
     }
 
-    fn fetch(&self, document: &Document, from: usize, to: usize) -> Result<traffic::Download> {
+    pub(super) fn fetch(
+        &self,
+        document: &Document,
+        from: usize,
+        to: usize,
+    ) -> Result<traffic::Download> {
         let (server, client) = (&self.stage.actors[from], &self.stage.actors[to]);
         let start = Instant::now();
-        let text =
-            format!("{} MiB by HTTP, {} to {}", document.len() >> 20, CAST[from].0, CAST[to].0);
+        let text = format!(
+            "{} MiB by HTTP, {} to {}",
+            document.len() >> 20,
+            CAST[from].name,
+            CAST[to].name
+        );
         self.busy(text, (from, to));
         traffic::download(document, (&server.host, server.address(true)?), &client.host, |bytes| {
             let rate = bytes as f64 * 8.0 / start.elapsed().as_secs_f64().max(1e-3);
@@ -385,11 +407,11 @@ impl Teller<'_> {
     /// Bytes a daemon sent to a peer through the tunnel, by its own count.
     fn tunnelled(&mut self, from: usize, to: usize) -> Result<u64> {
         let status = self.stage.actors[from].node()?.status()?;
-        let peer = status.peers.iter().find(|peer| peer.name == CAST[to].0);
+        let peer = status.peers.iter().find(|peer| peer.name == CAST[to].name);
         Ok(peer.context("the peer is gone")?.tx_bytes)
     }
 
-    fn blast(
+    pub(super) fn blast(
         &self,
         from: usize,
         to: usize,
@@ -399,7 +421,7 @@ impl Teller<'_> {
         let (sender, receiver) = (&self.stage.actors[from], &self.stage.actors[to]);
         let many =
             if streams == 1 { "TCP stream".to_owned() } else { format!("{streams} streams") };
-        self.busy(format!("{many}, {} to {}", CAST[from].0, CAST[to].0), (from, to));
+        self.busy(format!("{many}, {} to {}", CAST[from].name, CAST[to].name), (from, to));
         let target = (&receiver.host, receiver.address(false)?);
         traffic::stream(&sender.host, target, streams, times, self.quit, |done, rate| {
             self.progress(done, rate);
@@ -408,92 +430,23 @@ impl Teller<'_> {
 
     /// The daemons end when asked, without complaint.
     fn end(&mut self) -> Result<String> {
-        let count = self.stage.actors.len();
+        let path = self.disconnect()?;
+        let mut count = 0;
         for actor in self.stage.actors.iter_mut().rev() {
             if let Some(node) = actor.node.take() {
                 node.stop(Duration::from_secs(5))?;
+                count += 1;
             }
         }
-        Ok(format!("{count} daemons ended in order when asked to"))
+        Ok(format!("{path}{count} daemons ended in order when asked to"))
     }
 
-    /// Traffic for the picture, until the user has seen enough.
-    fn encore(&mut self, until: Option<Instant>) -> Result<()> {
-        let document = Document::new(43, FILE_KB);
-        let times = (Duration::from_secs(1), Duration::from_secs(6));
-        for round in 0.. {
-            if until.is_some_and(|until| Instant::now() >= until) {
-                return Ok(());
-            }
-            self.go_on()?;
-            let outcome = match round % 5 {
-                0 => self.show_stream(LONDON, AMSTERDAM, 1, times),
-                1 => self.show_download(&document, VIRGINIA, TOKYO),
-                2 => self.show_stream(VIRGINIA, LONDON, 4, times),
-                3 => self.show_pings(),
-                _ => self.show_download(&document, AMSTERDAM, SAOPAULO),
-            };
-            self.narrator.scene().activity = None;
-            self.go_on()?;
-            match outcome {
-                Ok(text) => self.narrator.tell(text),
-                Err(error) => self.narrator.tell(format!("FAILED: {error:#}")),
-            }
-            let pause = Instant::now() + Duration::from_secs(1);
-            while Instant::now() < pause {
-                self.go_on()?;
-                std::thread::sleep(Duration::from_millis(50));
-            }
-        }
-        Ok(())
+    pub(super) fn busy(&self, text: String, ends: (usize, usize)) {
+        self.narrator.scene().activity =
+            Some(Activity { text, ends, over_path: false, progress: 0.0, rate: None });
     }
 
-    fn show_stream(
-        &self,
-        from: usize,
-        to: usize,
-        streams: usize,
-        times: (Duration, Duration),
-    ) -> Result<String> {
-        let measured = self.blast(from, to, streams, times)?;
-        Ok(format!(
-            "{} to {}: {:.2} Gb/s over {streams} TCP stream{}",
-            CAST[from].0,
-            CAST[to].0,
-            measured.rate / 1e9,
-            if streams == 1 { "" } else { "s" }
-        ))
-    }
-
-    fn show_download(&self, document: &Document, from: usize, to: usize) -> Result<String> {
-        let got = self.fetch(document, from, to)?;
-        ensure!(got.sha256 == document.sha256(), "the SHA-256 of the file differs");
-        Ok(format!(
-            "{} MiB from {} to {} in {:.1} s, SHA-256 verified",
-            got.bytes >> 20,
-            CAST[from].0,
-            CAST[to].0,
-            got.took.as_secs_f64()
-        ))
-    }
-
-    fn show_pings(&self) -> Result<String> {
-        let pings = self.ping_all(2)?;
-        let slowest = pings.iter().max_by_key(|(.., took)| *took).context("nobody to ping")?;
-        Ok(format!(
-            "{} pings answered; the longest way, {} to {}, took {}",
-            pings.len(),
-            CAST[slowest.0].0,
-            CAST[slowest.1].0,
-            ms(slowest.2)
-        ))
-    }
-
-    fn busy(&self, text: String, ends: (usize, usize)) {
-        self.narrator.scene().activity = Some(Activity { text, ends, progress: 0.0, rate: None });
-    }
-
-    fn progress(&self, share: f64, rate: f64) {
+    pub(super) fn progress(&self, share: f64, rate: f64) {
         if let Some(activity) = &mut self.narrator.scene().activity {
             activity.progress = share;
             activity.rate = Some(rate);
@@ -501,7 +454,8 @@ impl Teller<'_> {
     }
 }
 
-fn ms(time: Duration) -> String {
+/// A time for people.
+pub(super) fn ms(time: Duration) -> String {
     let ms = time.as_secs_f64() * 1e3;
     if ms < 10.0 { format!("{ms:.1} ms") } else { format!("{ms:.0} ms") }
 }

@@ -88,6 +88,8 @@ pub(super) struct Download {
     pub bytes: usize,
     /// From connecting to the last byte.
     pub took: Duration,
+    /// Who came, as the server saw it.
+    pub seen_as: IpAddr,
 }
 
 /// Serves the document on one host and fetches it from another over HTTP/1.1.
@@ -108,14 +110,15 @@ pub(super) fn download(
             let _ = server.0.namespace().run(|| TcpStream::connect(address));
         }
         let served = serving.join().map_err(|_| anyhow::anyhow!("the server panicked"))?;
-        let fetched = fetched?;
-        served.context("HTTP server")?;
-        Ok(fetched)
+        let (sha256, bytes, took) = fetched?;
+        let seen_as = served.context("HTTP server")?;
+        Ok(Download { sha256, bytes, took, seen_as })
     })
 }
 
-fn serve_once(listener: &TcpListener, document: &Document) -> Result<()> {
-    let (mut stream, _) = listener.accept()?;
+/// The address of whom it served.
+fn serve_once(listener: &TcpListener, document: &Document) -> Result<IpAddr> {
+    let (mut stream, from) = listener.accept()?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut line = String::new();
@@ -133,10 +136,15 @@ fn serve_once(listener: &TcpListener, document: &Document) -> Result<()> {
         document.len()
     )?;
     stream.write_all(&document.content)?;
-    Ok(())
+    Ok(from.ip())
 }
 
-fn fetch(client: &Host, address: SocketAddr, progress: &mut impl FnMut(usize)) -> Result<Download> {
+/// SHA-256, length and time taken.
+fn fetch(
+    client: &Host,
+    address: SocketAddr,
+    progress: &mut impl FnMut(usize),
+) -> Result<(String, usize, Duration)> {
     let start = Instant::now();
     let mut stream =
         client.namespace().run(|| TcpStream::connect_timeout(&address, PATIENCE))??;
@@ -173,7 +181,7 @@ fn fetch(client: &Host, address: SocketAddr, progress: &mut impl FnMut(usize)) -
         progress(bytes);
     }
     ensure!(Some(bytes) == expected, "{bytes} bytes arrived instead of {expected:?}");
-    Ok(Download { sha256: hex(hash.finish().as_ref()), bytes, took: start.elapsed() })
+    Ok((hex(hash.finish().as_ref()), bytes, start.elapsed()))
 }
 
 /// What streams carried.
@@ -278,6 +286,7 @@ mod tests {
         let got = download(&document, (&host, here), &host, |bytes| heard = bytes).unwrap();
         assert_eq!((got.bytes, heard), (document.len(), document.len()));
         assert_eq!(got.sha256, document.sha256());
+        assert_eq!(got.seen_as, here);
         let quit = AtomicBool::new(false);
         let times = (Duration::from_millis(100), Duration::from_millis(400));
         let measured = stream(&host, (&host, here), 2, times, &quit, |_, _| {}).unwrap();

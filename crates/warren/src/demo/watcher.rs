@@ -1,14 +1,15 @@
 //! Asks the daemons for their status once a second and puts the answers into
-//! the scene: addresses, paths, round-trip times, throughput.
+//! the scene: addresses, paths, round-trip times, throughput, and the onion path of the user's machine.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use warren_node::api::Client;
 use warren_node::config::api_socket;
-use warren_types::api::Status;
+use warren_types::api::{OnionReport, OnionState, Status};
 
-use super::scene::{LinkView, Narrator, Scene};
+use super::cast::{LAPTOP, place};
+use super::scene::{LinkView, Narrator, PathView, Scene};
 
 /// Time between two looks.
 const PAUSE: Duration = Duration::from_millis(700);
@@ -27,6 +28,7 @@ pub(super) fn watch(narrator: &Narrator, state_dirs: Vec<PathBuf>) -> std::io::R
                 let answer = runtime.block_on(async {
                     tokio::time::timeout(Duration::from_secs(2), client.status()).await
                 });
+                narrator.scene().nodes[i].alive = matches!(answer, Ok(Ok(_)));
                 // A daemon that does not run yet, or no more, has no news.
                 if let Ok(Ok(status)) = answer {
                     let now = Seen::of(&status);
@@ -37,6 +39,13 @@ pub(super) fn watch(narrator: &Narrator, state_dirs: Vec<PathBuf>) -> std::io::R
                         (node.rate_in, node.rate_out) = now.rates_since(before);
                     }
                     seen[i] = Some(now);
+                }
+                if i == LAPTOP {
+                    let answer = runtime.block_on(async {
+                        tokio::time::timeout(Duration::from_secs(2), client.onion()).await
+                    });
+                    let view = answer.ok().and_then(Result::ok).and_then(|report| path(&report));
+                    narrator.scene().path = view;
                 }
             }
             std::thread::sleep(PAUSE);
@@ -68,6 +77,18 @@ impl Seen {
         let rate = |now: u64, then: u64| now.saturating_sub(then) as f64 * 8.0 / seconds;
         (rate(self.received, before.received), rate(self.sent, before.sent))
     }
+}
+
+/// The onion path the user's machine tells of, while it carries packets.
+pub(super) fn path(report: &OnionReport) -> Option<PathView> {
+    let hops = |phase: &str| {
+        let circuit = report.circuits.iter().find(|circuit| circuit.phase == phase)?;
+        let hops = circuit.hops.iter().filter_map(|hop| Some((place(&hop.name)?, hop.rtt_ms)));
+        Some(std::iter::once((LAPTOP, None)).chain(hops).collect::<Vec<_>>())
+    };
+    let active = hops("active").filter(|_| report.state == OnionState::Connected)?;
+    let standby = hops("standby").unwrap_or_default().into_iter().map(|(at, _)| at).collect();
+    Some(PathView { active, standby })
 }
 
 /// Puts what one daemon says into the scene.

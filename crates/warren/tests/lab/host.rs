@@ -47,10 +47,10 @@ const OUTSIDE_V6: &str = "2001:db8::9";
 const CARRIER: u16 = 51_820;
 
 /// Numbers that look random; the same in every run.
-struct Dice(u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
-    fn roll(&mut self, below: u64) -> u64 {
+    pub(crate) fn roll(&mut self, below: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

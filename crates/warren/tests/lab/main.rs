@@ -25,6 +25,9 @@ mod nat;
 mod network;
 mod onion;
 mod onion_knowledge;
+mod onion_leaks;
+mod onion_trouble;
+mod onion_userspace;
 mod proxies;
 mod relay;
 mod roles;
@@ -123,10 +126,23 @@ fn main() -> ExitCode {
             exit::SCENARIOS,
             onion::SCENARIOS,
             onion_knowledge::SCENARIOS,
+            onion_trouble::SCENARIOS,
+            onion_leaks::SCENARIOS,
+            onion_userspace::SCENARIOS,
             userspace::SCENARIOS,
         ],
-        [LONG, nat::LONG, failover::LONG, churn::LONG, rotation::LONG, host::LONG, userspace::LONG]
-            .to_vec(),
+        [
+            LONG,
+            nat::LONG,
+            failover::LONG,
+            churn::LONG,
+            rotation::LONG,
+            host::LONG,
+            userspace::LONG,
+            onion_trouble::LONG,
+            onion_leaks::LONG,
+        ]
+        .to_vec(),
     );
     if !has("--long") {
         long.clear();

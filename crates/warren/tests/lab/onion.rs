@@ -18,7 +18,7 @@ const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Who does what, and where.
-const HOPS: [(&str, &str, &str); 7] = [
+const HOPS: [Part; 7] = [
     ("entry-nl", "entry,relay", "nl"),
     ("entry-fr", "entry,relay", "fr"),
     ("relay-us", "relay", "us"),
@@ -29,19 +29,35 @@ const HOPS: [(&str, &str, &str); 7] = [
 ];
 /// The client is the first of the cast, the server the last.
 pub(crate) const CLIENT: usize = 0;
-pub(crate) const SERVER: usize = HOPS.len() + 1;
+
+/// Name, roles and country of a hop.
+pub(crate) type Part = (&'static str, &'static str, &'static str);
 
 /// The whole cast, running.
 pub(crate) fn cast(rtt: Duration) -> Result<Mesh> {
+    cast_of(&HOPS, rtt)
+}
+
+/// A client, `hops` and a server, every two of them `rtt` apart.
+pub(crate) fn cast_of(hops: &[Part], rtt: Duration) -> Result<Mesh> {
+    cast_with(hops, rtt, |_| Ok(()))
+}
+
+/// The same with a change of the cast before it starts.
+pub(crate) fn cast_with(
+    hops: &[Part],
+    rtt: Duration,
+    prepare: impl Fn(&mut Mesh) -> Result<()>,
+) -> Result<Mesh> {
     let mut names = vec!["client"];
-    names.extend(HOPS.iter().map(|hop| hop.0));
+    names.extend(hops.iter().map(|hop| hop.0));
     names.push("server");
     let actors: Vec<_> = names.iter().map(|name| Actor::public(name)).collect();
     let mut mesh = Mesh::hosts(&actors, rtt)?;
     // The emulated network's addresses are of a range that exits refuse.
     let rules = mesh.scratch.path().join("exit.rules");
     std::fs::write(&rules, "allow-private-destinations\nreject *:25\naccept *:*\n")?;
-    for (i, (_, roles, country)) in HOPS.iter().enumerate() {
+    for (i, (_, roles, country)) in hops.iter().enumerate() {
         let arguments = &mut mesh.specs[i + 1].arguments;
         arguments.extend(["--roles", roles, "--region", country].map(Into::into));
         if roles.contains("exit") {
@@ -51,7 +67,8 @@ pub(crate) fn cast(rtt: Duration) -> Result<Mesh> {
     for host in &mesh.hosts {
         host.run("ip", &["route", "add", "default", "dev", "wan0"])?;
     }
-    mesh.found(SERVER)?;
+    prepare(&mut mesh)?;
+    mesh.found(hops.len() + 1)?;
     Ok(mesh)
 }
 
@@ -59,6 +76,7 @@ pub(crate) fn report(mesh: &Mesh, i: usize) -> Result<OnionReport> {
     Ok(serde_json::from_str(&mesh.node(i).warren(&["path", "show", "--json"])?)?)
 }
 
+/// The names on the active circuit.
 pub(crate) fn path(report: &OnionReport) -> Vec<&str> {
     let active = report.circuits.first().filter(|circuit| circuit.phase == "active");
     active.map(|c| c.hops.iter().map(|hop| hop.name.as_str()).collect()).unwrap_or_default()
@@ -68,14 +86,19 @@ pub(crate) fn place(mesh: &Mesh, name: &str) -> usize {
     mesh.hosts.iter().position(|host| host.name() == name).expect("one of the cast")
 }
 
+/// Where the server is among the hosts.
+pub(crate) fn outside(mesh: &Mesh) -> usize {
+    mesh.hosts.len() - 1
+}
+
 pub(crate) fn server(mesh: &Mesh) -> Ipv4Addr {
-    mesh.places[SERVER].ipv4()
+    mesh.places[outside(mesh)].ipv4()
 }
 
 /// The address under which the server sees who connects.
-fn seen_as(mesh: &Mesh) -> Result<IpAddr> {
+pub(crate) fn seen_as(mesh: &Mesh) -> Result<IpAddr> {
     let address = server(mesh);
-    let listener = mesh.hosts[SERVER]
+    let listener = mesh.hosts[outside(mesh)]
         .namespace()
         .run(|| TcpListener::bind((address, 0)))?
         .context("cannot listen")?;
@@ -86,7 +109,7 @@ fn seen_as(mesh: &Mesh) -> Result<IpAddr> {
     Ok(listener.accept()?.1.ip())
 }
 
-fn wait(
+pub(crate) fn wait(
     mesh: &Mesh,
     what: &str,
     limit: Duration,
@@ -116,8 +139,13 @@ fn a_path_of_three_hops() -> Result<()> {
     ensure!(now.state == OnionState::Connected && now.exit.as_deref() == Some("exit-de"));
     let hops = path(&now);
     ensure!(hops.len() == 3 && hops[2] == "exit-de", "{hops:?}");
-    let pulse =
-        Pulse::start(&mesh.hosts[CLIENT], &mesh.hosts[SERVER], server(&mesh).into(), 20 * MS, 100)?;
+    let pulse = Pulse::start(
+        &mesh.hosts[CLIENT],
+        &mesh.hosts[outside(&mesh)],
+        server(&mesh).into(),
+        20 * MS,
+        100,
+    )?;
     let first = pulse.wait_first(5 * SECOND).with_context(|| {
         let mut text = String::from("nothing comes back\n");
         for i in [CLIENT, place(&mesh, "exit-de")] {

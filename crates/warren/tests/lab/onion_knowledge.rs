@@ -17,7 +17,7 @@ use warren_lab::process::KilledOnDrop;
 
 use crate::Scenario;
 use crate::mesh::Mesh;
-use crate::onion::{CLIENT, SERVER, cast, path, place, report, server};
+use crate::onion::{CLIENT, cast, outside, path, place, report, server};
 
 pub(crate) const SCENARIOS: &[Scenario] =
     &[("hops_know_only_what_they_must", hops_know_only_what_they_must)];
@@ -60,7 +60,7 @@ fn talk(mesh: &Mesh, for_time: Duration) -> Result<usize> {
         socket.set_read_timeout(Some(Duration::from_millis(200)))?;
         Ok(socket)
     };
-    let there = bind(SERVER, (server(mesh), 7777).into())?;
+    let there = bind(outside(mesh), (server(mesh), 7777).into())?;
     let here = bind(CLIENT, ([0, 0, 0, 0], 0).into())?;
     let (mut buffer, mut answered, mut i) = (vec![0; 2048], 0, 0_usize);
     let start = Instant::now();

@@ -1,8 +1,11 @@
 //! Clients and servers for what passes through the proxies of a node, every
 //! byte checked.
 
+use std::fs::{Permissions, set_permissions};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -10,6 +13,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use warren_lab::topology::Host;
+
+use crate::names::have;
 
 /// Where nodes of these stories serve SOCKS.
 pub(crate) const SOCKS: &str = "127.0.0.1:1080";
@@ -170,7 +175,16 @@ pub(crate) fn socks(
 }
 
 /// Takes `bytes` of the pattern from a [`Server`] and checks each.
-pub(crate) fn download(mut stream: TcpStream, bytes: usize) -> Result<()> {
+pub(crate) fn download(stream: TcpStream, bytes: usize) -> Result<()> {
+    download_and(stream, bytes, |_| Ok(()))
+}
+
+/// The same; does something as bytes come, told how many there are.
+pub(crate) fn download_and(
+    mut stream: TcpStream,
+    bytes: usize,
+    mut at: impl FnMut(usize) -> Result<()>,
+) -> Result<()> {
     stream.write_all(format!("{bytes}\n").as_bytes())?;
     let (mut buffer, expected) = (vec![0; PERIOD], patterns());
     let mut got = 0;
@@ -182,6 +196,7 @@ pub(crate) fn download(mut stream: TcpStream, bytes: usize) -> Result<()> {
         let right = &expected[got % PERIOD..][..n];
         ensure!(buffer[..n] == *right, "wrong bytes after {got}");
         got += n;
+        at(got)?;
     }
     ensure!(got == bytes, "{got} bytes of {bytes}");
     Ok(())
@@ -202,6 +217,39 @@ pub(crate) fn upload(mut stream: TcpStream, bytes: usize) -> Result<()> {
     stream.read_to_string(&mut answer)?;
     ensure!(answer == bytes.to_string(), "{answer} bytes of {bytes} arrived");
     Ok(())
+}
+
+/// A user like any other.
+pub(crate) const NOBODY: u32 = 65_534;
+
+/// A program in `dir` that runs the binary under test, on `host` as on others,
+/// as [`NOBODY`] and without any privilege; `None` where that is not possible.
+pub(crate) fn as_nobody(host: &Host, dir: &Path) -> Result<Option<PathBuf>> {
+    if !have("setpriv", "util-linux") {
+        return Ok(None);
+    }
+    set_permissions(dir, Permissions::from_mode(0o711))?;
+    let wrapper = dir.join("warren");
+    let script = format!(
+        "#!/bin/sh\nexec setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups \
+         --inh-caps=-all --bounding-set=-all --no-new-privs {} \"$@\"\n",
+        crate::story::binary().display()
+    );
+    std::fs::write(&wrapper, script)?;
+    set_permissions(&wrapper, Permissions::from_mode(0o755))?;
+    let mut asked = host.command(&wrapper);
+    if !asked.arg("--version").output()?.status.success() {
+        println!("SKIPPED: cannot become another user here");
+        return Ok(None);
+    }
+    Ok(Some(wrapper))
+}
+
+/// Makes a directory that is [`NOBODY`]'s.
+pub(crate) fn give_to_nobody(dir: &Path) -> Result<()> {
+    std::fs::create_dir(dir)?;
+    set_permissions(dir, Permissions::from_mode(0o700))?;
+    Ok(chown(dir, Some(NOBODY), Some(NOBODY))?)
 }
 
 pub(crate) fn direct(host: &Host, to: SocketAddr) -> Result<TcpStream> {

@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,7 +15,8 @@ use warren_os::icmp::Pinger;
 
 use crate::names::{eventually, have};
 use crate::proxies::{
-    SOCKS, STALLED, Server, connect_request, direct, download, pattern, request, socks, upload,
+    NOBODY, SOCKS, STALLED, Server, as_nobody, connect_request, direct, download, give_to_nobody,
+    pattern, request, socks, upload,
 };
 use crate::story::{PATIENCE, spec};
 
@@ -376,31 +377,12 @@ fn datagrams_pass() -> Result<()> {
     Ok(())
 }
 
-/// A user like any other.
-const NOBODY: u32 = 65_534;
-
 fn no_privileges() -> Result<()> {
-    if !have("setpriv", "util-linux") {
-        return Ok(());
-    }
     let pair = Pair::create(1500, Underlay::Direct)?;
     let scratch = TemporaryDir::create("warren-lab")?;
     let dir = scratch.path();
-    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o711))?;
     // The daemon, and every command asking it, as another user.
-    let wrapper = dir.join("warren");
-    let script = format!(
-        "#!/bin/sh\nexec setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups \
-         --inh-caps=-all --bounding-set=-all --no-new-privs {} \"$@\"\n",
-        crate::story::binary().display()
-    );
-    std::fs::write(&wrapper, script)?;
-    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755))?;
-    let mut asked = pair.left.command(&wrapper);
-    if !asked.arg("--version").output()?.status.success() {
-        println!("SKIPPED: cannot become another user here");
-        return Ok(());
-    }
+    let Some(wrapper) = as_nobody(&pair.left, dir)? else { return Ok(()) };
     let password = dir.join("password");
     std::fs::write(&password, "secret\n")?;
     std::fs::set_permissions(&password, std::fs::Permissions::from_mode(0o644))?;
@@ -408,9 +390,7 @@ fn no_privileges() -> Result<()> {
     let mut nodes: Vec<Node> = Vec::new();
     for (host, address) in [(&pair.left, Pair::LEFT), (&pair.right, Pair::RIGHT)] {
         let mut spec = spec(host, address, &scratch);
-        std::fs::create_dir(&spec.state_dir)?;
-        std::fs::set_permissions(&spec.state_dir, std::fs::Permissions::from_mode(0o700))?;
-        chown(&spec.state_dir, Some(NOBODY), Some(NOBODY))?;
+        give_to_nobody(&spec.state_dir)?;
         spec.binary = wrapper.clone();
         spec.interface = String::new();
         let arguments = [

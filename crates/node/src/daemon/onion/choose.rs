@@ -78,40 +78,57 @@ impl Daemon {
         self.select(&constraints, true)
     }
 
-    /// A circuit wants nodes.
+    /// A circuit wants nodes: rather none that `failed` or are `used` by another,
+    /// and with `strict` none at all then.
     pub(super) fn choose_path(
         &mut self,
         purpose: Purpose,
         exit: Option<NodeSuffix>,
-        avoid: &[NodeSuffix],
+        failed: &[NodeSuffix],
+        used: &[NodeSuffix],
+        strict: bool,
     ) {
         let exit = exit.and_then(|exit| self.suffix_node(&exit));
-        let avoid: Vec<NodeId> = avoid.iter().filter_map(|node| self.suffix_node(node)).collect();
+        let ids = |nodes: &[NodeSuffix]| -> Vec<NodeId> {
+            nodes.iter().filter_map(|node| self.suffix_node(node)).collect()
+        };
+        let (failed, used) = (ids(failed), ids(used));
         let wish = self.onion.constraints.clone();
         let fixed = matches!(wish.exit, ExitChoice::Node(_));
         if purpose == Purpose::Spare && fixed {
             // The user wants this exit and no other.
             return;
         }
-        let with = |soft: &[NodeId]| {
-            let mut nodes = wish.avoid.nodes.clone();
-            nodes.extend(soft.iter().filter(|id| Some(**id) != exit));
-            let exit = exit.map_or(wish.exit, ExitChoice::Node);
-            Constraints { exit, avoid: Avoid { nodes, ..wish.avoid.clone() }, ..wish.clone() }
+        let half: Vec<NodeId> = used.iter().copied().filter(|id| self.is_middle(*id)).collect();
+        // What is done without, step by step.
+        let steps: Vec<Vec<NodeId>> = match purpose {
+            _ if strict => vec![[&failed[..], &used].concat()],
+            Purpose::Active => vec![failed, Vec::new()],
+            Purpose::Spare => vec![[&failed[..], &used].concat(), failed],
+            // The same entry again is better than nothing; what failed is not.
+            Purpose::Standby if wish.hops > 1 => {
+                vec![[&failed[..], &used].concat(), [failed, half].concat()]
+            }
+            Purpose::Standby => vec![[failed, used].concat()],
         };
         let active = purpose == Purpose::Active;
-        let chosen = match self.select(&with(&avoid), active) {
-            Ok(choice) => Ok(choice),
-            // Rather over nodes that failed or are in use already than not at
-            // all; a standby over the same nodes would be none.
-            Err(error) if active => self.select(&with(&[]), true).map_err(|_| error),
-            Err(error) if purpose == Purpose::Standby && wish.hops > 1 => {
-                let half: Vec<NodeId> =
-                    avoid.iter().copied().filter(|id| self.is_middle(*id)).collect();
-                self.select(&with(&half), false).map_err(|_| error)
+        let mut chosen = None;
+        for soft in steps {
+            let mut nodes = wish.avoid.nodes.clone();
+            nodes.extend(soft.into_iter().filter(|id| Some(*id) != exit));
+            let constraints = Constraints {
+                exit: exit.map_or(wish.exit, ExitChoice::Node),
+                avoid: Avoid { nodes, ..wish.avoid.clone() },
+                ..wish.clone()
+            };
+            let choice = self.select(&constraints, active);
+            let found = choice.is_ok();
+            chosen = Some(choice);
+            if found {
+                break;
             }
-            Err(error) => Err(error),
-        };
+        }
+        let Some(chosen) = chosen else { return };
         let choice = match chosen {
             Ok(choice) => choice,
             Err(error) => {

@@ -5,7 +5,7 @@ use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 
 use ipnet::IpNet;
 use warren_proto::selection::{Avoid, Constraints, EntryChoice, ExitChoice, Explanation, MAX_HOPS};
-use warren_types::api::{ConnectRequest, Event};
+use warren_types::api::{ConnectRequest, Event, ProfileChange, Profiles};
 use warren_types::{Action, Coordinates, Country, Family, NodeId, Place, Protocol, Region};
 
 use super::super::Daemon;
@@ -17,6 +17,9 @@ use crate::random::OsRandom;
 
 /// The file of the wanted session.
 const SESSION: &str = "session.json";
+/// The file of the profiles, and most of them.
+const PROFILES: &str = "profiles.json";
+const MAX_PROFILES: usize = 100;
 /// Circuits to other exits that are kept in case ours dies.
 const SPARES: usize = 1;
 
@@ -174,9 +177,10 @@ impl Daemon {
 
     /// Begins a session, or goes on with other wishes.
     pub(in super::super) fn connect(&mut self, request: ConnectRequest) -> Result<(), ApiError> {
+        self.refuse_machine_options(&request)?;
         let constraints = self.constraints(&request)?;
         let wanted = connection(&request)?;
-        if self.host.is_none() && !request.proxy_only {
+        if self.host.is_none() && self.userspace.is_none() && !request.proxy_only {
             return Err(ApiError::NotAllowed(
                 "this daemon may not change the machine's routes: run it as root or with \
                  CAP_NET_ADMIN, or in userspace mode for the proxies only"
@@ -200,33 +204,50 @@ impl Daemon {
     }
 
     fn begin(&mut self, request: ConnectRequest, wanted: &Connection) -> Result<(), ApiError> {
-        if !request.proxy_only && self.host.is_some() {
-            self.connect_machine(wanted).map_err(|fault| ApiError::Failed(fault.to_string()))?;
-        }
-        if let Err(error) = self.store.save_list(SESSION, &Some(&request)) {
-            tracing::warn!(%error, "a restarted daemon will not connect again");
+        // Written down first: a daemon that is killed while it changes the machine
+        // goes on with it, rather than leave it shut.
+        self.remember(Some(&request));
+        if !request.proxy_only
+            && self.host.is_some()
+            && let Err(fault) = self.connect_machine(wanted)
+        {
+            let before = self.onion.request.clone();
+            self.remember(before.as_ref());
+            return Err(ApiError::Failed(fault.to_string()));
         }
         let now_us = self.now_us();
         if self.onion.client.is_on() {
             self.onion.client.disconnect(now_us);
+            self.end_connections();
         }
+        self.reset_paths();
         self.onion.request = Some(request);
         self.onion.problem = None;
         self.onion.client.connect(SPARES, now_us, &mut OsRandom);
+        self.readdress_paths();
         self.flush_onion();
         Ok(())
+    }
+
+    /// What a restarted daemon goes on with.
+    fn remember(&self, request: Option<&ConnectRequest>) {
+        if let Err(error) = self.store.save_list(SESSION, &request) {
+            tracing::warn!(%error, "a restarted daemon will not know what was wanted last");
+        }
     }
 
     /// Ends the session; the machine's traffic goes its own ways again.
     pub(in super::super) fn disconnect(&mut self) -> Result<(), ApiError> {
         let was_on = self.onion.request.take().is_some();
         let now_us = self.now_us();
+        self.reset_paths();
         self.onion.client.disconnect(now_us);
         self.onion.problem = None;
         self.flush_onion();
-        if let Err(error) = self.store.save_list(SESSION, &None::<ConnectRequest>) {
-            tracing::warn!(%error, "a restarted daemon may connect again");
+        if was_on {
+            self.end_connections();
         }
+        self.remember(None);
         if self.host.is_some() {
             self.disconnect_machine(false).map_err(|fault| ApiError::Failed(fault.to_string()))?;
         }
@@ -234,6 +255,42 @@ impl Daemon {
             self.events.publish(Event::OnionDisconnected {});
         }
         Ok(())
+    }
+
+    /// Named wishes.
+    pub(in super::super) fn profiles(&self) -> Result<Profiles, ApiError> {
+        self.store.list(PROFILES).map_err(|fault| ApiError::Failed(fault.to_string()))
+    }
+
+    /// Sets or removes one, if it makes sense now.
+    pub(in super::super) fn change_profile(
+        &mut self,
+        change: ProfileChange,
+    ) -> Result<Profiles, ApiError> {
+        let mut profiles = self.profiles()?;
+        match change.request {
+            Some(request) => {
+                self.constraints(&request)?;
+                connection(&request)?;
+                if profiles.len() >= MAX_PROFILES && !profiles.contains_key(&change.name) {
+                    return Err(ApiError::Conflict(format!(
+                        "there are {MAX_PROFILES} profiles already: `warren profile remove NAME`"
+                    )));
+                }
+                profiles.insert(change.name, request);
+            }
+            None => {
+                if profiles.remove(&change.name).is_none() {
+                    return Err(ApiError::NotFound(format!(
+                        "there is no profile `{}`: `warren profile list` shows them",
+                        change.name
+                    )));
+                }
+            }
+        }
+        let saved = self.store.save_list(PROFILES, &profiles);
+        saved.map_err(|fault| ApiError::Failed(fault.to_string()))?;
+        Ok(profiles)
     }
 
     /// Takes other circuits, the session moving to them when they are there.
@@ -289,6 +346,9 @@ impl Daemon {
 
     /// Serves as an exit, or not. False when it is not in force.
     pub(super) fn keep_exit(&mut self, wanted: bool) -> bool {
+        if self.userspace.is_some() {
+            return self.keep_socket_exit(wanted);
+        }
         if !wanted {
             if self.onion.exit_policy.take().is_some()
                 && let Err(fault) = self.exit_machine_down()

@@ -14,6 +14,7 @@ mod choose;
 mod connect;
 mod proof;
 mod report;
+mod userspace;
 
 use std::collections::HashMap;
 use std::net::Ipv6Addr;
@@ -52,6 +53,8 @@ pub(super) struct Onion {
     /// Exits and relays that failed lately, and when.
     failures: HashMap<NodeId, Instant>,
     exit_policy: Option<Vec<PolicyRule>>,
+    /// The exit of userspace mode.
+    socket_exit: Option<userspace::SocketExit>,
     proving: Option<proof::Proving>,
 }
 
@@ -77,6 +80,7 @@ impl Onion {
             names: HashMap::new(),
             failures: HashMap::new(),
             exit_policy: None,
+            socket_exit: None,
             proving: None,
         }
     }
@@ -196,12 +200,13 @@ impl Daemon {
 
     fn client_event(&mut self, event: ClientEvent) {
         match event {
-            ClientEvent::NeedPath { purpose, exit, avoid } => {
-                self.choose_path(purpose, exit, &avoid);
+            ClientEvent::NeedPath { purpose, exit, failed, used, strict } => {
+                self.choose_path(purpose, exit, &failed, &used, strict);
             }
             ClientEvent::Connected { serial, ipv6 } => {
                 self.onion.ipv6 = ipv6;
                 self.onion.problem = None;
+                self.readdress_paths();
                 let path = self.circuit_names(serial);
                 tracing::info!(hops = path.len(), "onion path is up");
                 self.events.publish(Event::OnionConnected { path });
@@ -217,6 +222,11 @@ impl Daemon {
                 self.events.publish(Event::OnionInterrupted { reason });
             }
             ClientEvent::ExitLost { exit } => {
+                // Not before the new session is there: a program that connects again
+                // at once is not held up.
+                self.end_connections();
+                self.reset_paths();
+                self.readdress_paths();
                 let exit = self.suffix_name(&exit);
                 self.events.publish(Event::OnionExitLost { exit });
             }

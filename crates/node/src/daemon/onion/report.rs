@@ -10,8 +10,8 @@ use warren_types::api::{Health, OnionCircuit, OnionHop, OnionReport, OnionState,
 use super::super::{Daemon, unix_now};
 use crate::host::kill_switch;
 
-/// A hop that lost this share of its echoes is yellow, and red,
-const LOSSY: (f32, f32) = (0.04, 0.12);
+/// A hop on the way to which this share was lost is yellow, and red,
+const LOSSY: (f32, f32) = (0.03, 0.12);
 /// as is one that adds so much more than it did at its best, ms: a part of it
 /// and at least so much.
 const SLOWER: (f64, f64) = (0.5, 25.0);

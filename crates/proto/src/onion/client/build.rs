@@ -356,8 +356,11 @@ impl Client {
             }
             return;
         };
-        self.running[index].phase = phase;
-        self.running[index].since_ms = now;
+        let left = &mut self.running[index];
+        (left.phase, left.since_ms) = (phase, now);
+        if phase == Phase::Standby {
+            left.watch.shun(now);
+        }
         if matches!(reason, MoveReason::Silent | MoveReason::Lossy) {
             // In doubt, both.
             session.also.store(Some(old));
@@ -374,7 +377,7 @@ impl Client {
         let sequence = session.stream.next_sequence();
         let running = &mut self.running[index];
         let hop = running.path.len() - 1;
-        let cell = running.watch.ask(&running.circuit, hop, Some(sequence), now_us);
+        let cell = running.watch.ask(&running.circuit, hop, Some(sequence), false, now_us);
         self.transmits.push_back((running.circuit.entry.peer.clone(), cell));
     }
 }

@@ -44,6 +44,9 @@ const SUCCESSOR_MS: u64 = 30_000;
 const RETIRE_MS: u64 = 10_000;
 /// How long to wait before a path is asked for again, ms.
 const ASK_MS: u64 = 1_000;
+/// The same for a standby over other nodes than the active circuit's, while
+/// there is one that shares some.
+const IMPROVE_MS: u64 = 5_000;
 
 /// One hop of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,8 +111,12 @@ pub enum ClientEvent {
         purpose: Purpose,
         /// The exit it must have: that of the session.
         exit: Option<NodeSuffix>,
-        /// Nodes that should not be on it.
-        avoid: Vec<NodeSuffix>,
+        /// Nodes that failed lately.
+        failed: Vec<NodeSuffix>,
+        /// Nodes of other circuits, which should not go down together with it.
+        used: Vec<NodeSuffix>,
+        /// Rather none than one over used nodes: there is such a one already.
+        strict: bool,
     },
     /// The session has a circuit.
     Connected {
@@ -171,7 +178,8 @@ pub struct HopView {
     pub rtt_us: Option<u32>,
     /// The shortest such time so far.
     pub least_us: Option<u32>,
-    /// Share of probes to it that were lost lately, 0 to 1.
+    /// Share of what the hop before it sent on (cells, or echoes when there are
+    /// few) that was lost before it lately, 0 to 1.
     pub loss: f32,
     /// Since it last answered, ms.
     pub silent_ms: Option<u64>,
@@ -225,8 +233,9 @@ pub struct Client {
     connected: bool,
     /// Attempts to reach the session's exit that failed one after the other.
     exit_failures: u32,
-    /// When a path was last asked for.
+    /// When a path was last asked for, and one that shares fewer nodes.
     asked: HashMap<Purpose, u64>,
+    improved_ms: u64,
     /// Nodes that failed, until when they are avoided, ms.
     avoided: HashMap<NodeSuffix, u64>,
     spares: usize,
@@ -260,6 +269,7 @@ impl Client {
             connected: false,
             exit_failures: 0,
             asked: HashMap::new(),
+            improved_ms: 0,
             avoided: HashMap::new(),
             spares: 1,
             ticked_ms: 0,
@@ -557,7 +567,7 @@ impl Client {
 
     fn avoid(&mut self, node: NodeSuffix, now_us: u64) {
         /// Long enough to be noticed by others, ms.
-        const AVOID_MS: u64 = 30_000;
+        const AVOID_MS: u64 = 15_000;
         if self.exit != Some(node) {
             self.avoided.insert(node, ms(now_us) + AVOID_MS);
         }
@@ -599,8 +609,14 @@ impl Client {
         let active = self.position(Phase::Active);
         let mut wanted = None;
         let lasts = has(Phase::Active) > 0;
-        let linked =
-            has(Phase::Standby) + self.running.iter().filter(|r| r.linking.is_some()).count();
+        let standbys = || self.running.iter().filter(lasting).filter(|r| r.phase == Phase::Standby);
+        let linked = standbys().filter(|r| r.watch.is_trusted(now)).count()
+            + self.running.iter().filter(|r| r.linking.is_some()).count();
+        let alone = active.is_some_and(|active| {
+            let active = &self.running[active];
+            standbys().all(|standby| standby.shares_with(active))
+        });
+        let mut strict = false;
         if active.is_none() && begun(Purpose::Active) + begun(Purpose::Standby) == 0 {
             wanted = Some(Purpose::Active);
         } else if active.is_some() && self.connected {
@@ -608,6 +624,13 @@ impl Client {
             let enough = if lasts { 1 } else { 2 };
             if linked + begun(Purpose::Standby) < enough {
                 wanted = Some(Purpose::Standby);
+            } else if alone
+                && begun(Purpose::Standby) == 0
+                && now >= self.improved_ms + IMPROVE_MS
+                && self.running.iter().all(|r| r.linking.is_none())
+            {
+                (wanted, strict) = (Some(Purpose::Standby), true);
+                self.improved_ms = now;
             } else if has(Phase::Ready) + begun(Purpose::Spare) < self.spares {
                 wanted = Some(Purpose::Spare);
             }
@@ -619,26 +642,27 @@ impl Client {
         }
         self.asked.insert(purpose, now);
         let exit = if purpose == Purpose::Spare { None } else { self.exit };
-        let mut avoid: Vec<_> = self.avoided.keys().copied().collect();
-        // Disjoint from what there is, but for the exit.
-        let others = self
-            .running
-            .iter()
-            .filter(|running| purpose != Purpose::Active && running.phase != Phase::Retiring);
+        let mut failed: Vec<_> = self.avoided.keys().copied().collect();
+        if purpose == Purpose::Spare {
+            failed.extend(self.exit);
+        }
+        // Disjoint from what it stands in for, but for the exit.
+        let mut used = Vec::new();
+        let others = self.running.iter().filter(|running| match running.phase {
+            Phase::Active | Phase::Standby | Phase::Suspect => purpose != Purpose::Active,
+            _ => false,
+        });
         for running in others {
             let keep = if purpose == Purpose::Spare { 0 } else { 1 };
             let nodes = running.path.iter().take(running.path.len().saturating_sub(keep));
-            avoid.extend(nodes.map(|hop| hop.node));
+            used.extend(nodes.map(|hop| hop.node));
         }
-        if purpose == Purpose::Spare {
-            avoid.extend(self.exit);
+        for list in [&mut failed, &mut used] {
+            list.sort_unstable();
+            list.dedup();
+            list.retain(|node| Some(*node) != exit);
         }
-        avoid.sort_unstable();
-        avoid.dedup();
-        if let Some(exit) = exit {
-            avoid.retain(|node| *node != exit);
-        }
-        self.events.push_back(ClientEvent::NeedPath { purpose, exit, avoid });
+        self.events.push_back(ClientEvent::NeedPath { purpose, exit, failed, used, strict });
     }
 
     /// When [`Self::handle_timeout`] is due, microseconds; `None` when off.

@@ -133,8 +133,8 @@ impl World {
             self.send(0, &to, frame);
         }
         while let Some(event) = self.client.poll_event() {
-            if let ClientEvent::NeedPath { purpose, exit, avoid } = &event {
-                self.choose(*purpose, *exit, avoid);
+            if let ClientEvent::NeedPath { purpose, exit, failed, used, .. } = &event {
+                self.choose(*purpose, *exit, &[&failed[..], used].concat());
             }
             self.events.push((self.now_us, event));
         }

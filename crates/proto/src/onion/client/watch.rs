@@ -3,7 +3,9 @@
 //! The exit's echoes decide where the session goes: when data flows they come
 //! every [`EAGER_MS`] in which nothing else came, so that a dead hop is noticed
 //! within a round trip and a little. Those of the hops between say which one it
-//! was. All figures are measured inside the circuit itself.
+//! was: in rounds all hops are asked at once, so that what one adds to the hop
+//! before it, in time and in loss, is a difference of figures of one moment.
+//! All figures are measured inside the circuit itself.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -12,14 +14,18 @@ use rand_core::CryptoRng;
 
 use super::super::circuit::ClientCircuit;
 use super::super::payload::{Reason, Request};
-use super::{Client, ClientEvent, HopView, MoveReason, Phase, Purpose, RETIRE_MS, Running, ms};
+use super::{
+    Client, ClientEvent, HopView, MoveReason, Phase, Purpose, RETIRE_MS, Running, SUCCESSOR_MS, ms,
+};
 
 /// Between echoes to the exit while data flows and nothing comes back, ms.
 const EAGER_MS: u64 = 40;
 /// Between echoes for the round-trip time while data flows, ms.
 const BUSY_MS: u64 = 500;
-/// The same for hops between, and for the standby.
+/// Between rounds in which all hops are asked, of the active circuit and of the
+/// standby, while data flows.
 const OTHERS_MS: u64 = 1_000;
+const STANDBY_MS: u64 = 2_000;
 /// Between echoes without traffic, ms.
 const IDLE_MS: u64 = 5_000;
 /// Data flows if some did within this time, ms.
@@ -36,13 +42,70 @@ const EXIT_MS: u64 = 1_500;
 /// How long both circuits carry everything after a doubt, ms.
 const DOUBT_MS: u64 = 1_000;
 /// How long a circuit must be worse than the standby to be left, ms.
-const WORSE_MS: u64 = 1_500;
+const WORSE_MS: u64 = 1_000;
 /// How long the standby must be a little better, ms.
 const BETTER_MS: u64 = 10_000;
-/// Cells over which loss is judged.
-const LOSS_CELLS: u64 = 60;
-/// Echoes remembered for each hop.
-const REMEMBERED: u32 = 32;
+/// A loss so large is a reason to leave.
+const LOSSY: f32 = 0.025;
+/// What was lost counts half after this long, us: of cells, and of echoes.
+const CELLS_HALF_US: u64 = 1_500_000;
+const ECHOES_HALF_US: u64 = 8_000_000;
+/// Cells or echoes that say something about loss, and echoes that must be lost.
+const LEAST_CELLS: f32 = 30.0;
+const LEAST_ECHOES: f32 = 6.0;
+const LEAST_LOST: f32 = 1.8;
+/// A circuit that was left for being bad is not preferred for this long, ms;
+/// twice as long each time.
+const SHUN_MS: u64 = 20_000;
+const MOST_SHUNS: u32 = 4;
+/// A second standby that is not needed is given up after this long, ms.
+const SURPLUS_MS: u64 = 10_000;
+
+/// Which share of what was sent lately got lost.
+#[derive(Debug, Clone, Default)]
+struct Share {
+    sent: f32,
+    lost: f32,
+    at_us: u64,
+    /// Counters as last seen: (sent, received).
+    mark: (u64, u64),
+}
+
+impl Share {
+    fn fade(&self, half_us: u64, now_us: u64) -> f32 {
+        (-(now_us.saturating_sub(self.at_us) as f32) / half_us as f32).exp2()
+    }
+
+    fn add(&mut self, sent: f32, lost: f32, half_us: u64, now_us: u64) {
+        let fade = self.fade(half_us, now_us);
+        // Less than nothing is lost when cells overtake each other, for a moment.
+        (self.sent, self.lost) = (self.sent * fade + sent, self.lost * fade + lost);
+        self.at_us = now_us;
+    }
+
+    /// Counters that only grow.
+    fn count(&mut self, (sent, received): (u64, u64), now_us: u64) {
+        let (sent_before, received_before) = std::mem::replace(&mut self.mark, (sent, received));
+        let sent = sent.saturating_sub(sent_before);
+        if sent > 0 {
+            let received = received.saturating_sub(received_before);
+            self.add(sent as f32, sent as f32 - received as f32, CELLS_HALF_US, now_us);
+        }
+    }
+
+    /// `None` when too little was sent lately to tell.
+    fn of_cells(&self, now_us: u64) -> Option<f32> {
+        let sent = self.sent * self.fade(CELLS_HALF_US, now_us);
+        (sent >= LEAST_CELLS).then(|| (self.lost / self.sent).clamp(0.0, 1.0))
+    }
+
+    /// A single lost echo says nothing.
+    fn of_echoes(&self, now_us: u64) -> f32 {
+        let fade = self.fade(ECHOES_HALF_US, now_us);
+        let enough = self.sent * fade >= LEAST_ECHOES && self.lost * fade >= LEAST_LOST;
+        if enough { (self.lost / self.sent).clamp(0.0, 1.0) } else { 0.0 }
+    }
+}
 
 #[derive(Debug, Clone, Default)]
 struct HopWatch {
@@ -51,9 +114,11 @@ struct HopWatch {
     var_us: u64,
     heard_us: u64,
     asked_us: u64,
-    /// The last echoes, newest lowest: a set bit was lost.
-    lost: u32,
-    count: u32,
+    /// Smoothed time of answers in rounds.
+    shown_us: u64,
+    echoes: Share,
+    /// Cells on the way to it, as it counts them in rounds.
+    forward: Share,
 }
 
 impl HopWatch {
@@ -72,14 +137,13 @@ impl HopWatch {
         }
     }
 
-    fn remember(&mut self, lost: bool) {
-        self.lost = self.lost << 1 | u32::from(lost);
-        self.count = (self.count + 1).min(REMEMBERED);
-    }
-
-    fn loss(&self) -> f32 {
-        let mask = if self.count >= 32 { u32::MAX } else { (1 << self.count) - 1 };
-        (self.lost & mask).count_ones() as f32 / self.count.max(1) as f32
+    /// An answer in a round.
+    fn show(&mut self, sample_us: u64, forward: (u64, u64), now_us: u64) {
+        self.shown_us = match self.shown_us {
+            0 => sample_us.max(1),
+            before => (3 * before + sample_us) / 4,
+        };
+        self.forward.count(forward, now_us);
     }
 
     /// How long an answer may take, us.
@@ -94,6 +158,8 @@ struct Echo {
     sent_us: u64,
     /// Counted as missing already.
     missing: bool,
+    /// Asked together with all other hops.
+    round: bool,
 }
 
 /// What is known of one circuit.
@@ -101,11 +167,13 @@ pub(super) struct Watch {
     hops: Vec<HopWatch>,
     echoes: VecDeque<Echo>,
     next_token: u64,
-    /// Counters at the begin of the loss window: (sent, received) forward as the
-    /// exit says, then backward as we see it.
-    window: [(u64, u64); 2],
-    /// The last judged loss of each direction.
-    loss: [f32; 2],
+    /// When all were asked.
+    round_us: u64,
+    /// Loss forward as the exit says, and backward as we see it.
+    loss: [Share; 2],
+    /// Not preferred until then, ms, and how often it was.
+    shunned_ms: u64,
+    shuns: u32,
     worse_since: Option<u64>,
     better_since: Option<u64>,
 }
@@ -117,14 +185,17 @@ impl Watch {
             let mut hop = HopWatch::default();
             hop.rtt(u64::from(*took), now_us);
             hop.asked_us = now_us;
+            hop.shown_us = hop.srtt_us;
             hop
         };
         Self {
             hops: took_us.iter().map(hop).collect(),
             echoes: VecDeque::new(),
             next_token: 1,
-            window: [(0, 0); 2],
-            loss: [0.0; 2],
+            round_us: now_us,
+            loss: Default::default(),
+            shunned_ms: 0,
+            shuns: 0,
             worse_since: None,
             better_since: None,
         }
@@ -136,12 +207,13 @@ impl Watch {
         circuit: &ClientCircuit,
         hop: usize,
         active: Option<u64>,
+        round: bool,
         now_us: u64,
     ) -> Vec<u8> {
         let token = self.next_token;
         self.next_token += 1;
         self.hops[hop].asked_us = now_us;
-        self.echoes.push_back(Echo { token, hop, sent_us: now_us, missing: false });
+        self.echoes.push_back(Echo { token, hop, sent_us: now_us, missing: false, round });
         circuit.say(hop, &Request::Echo { token, active }.encode(), ms(now_us))
     }
 
@@ -151,30 +223,54 @@ impl Watch {
         };
         let Some(echo) = self.echoes.remove(at) else { return };
         let watch = &mut self.hops[hop];
-        watch.rtt(now_us.saturating_sub(echo.sent_us), now_us);
-        if !echo.missing {
-            watch.remember(false);
+        let sample_us = now_us.saturating_sub(echo.sent_us);
+        watch.rtt(sample_us, now_us);
+        let (counts, lost) = if echo.missing { (0.0, -1.0) } else { (1.0, 0.0) };
+        watch.echoes.add(counts, lost, ECHOES_HALF_US, now_us);
+        if echo.round {
+            watch.show(sample_us, forward, now_us);
         }
         if hop + 1 == self.hops.len() {
-            self.judge_loss(0, forward);
+            self.loss[0].count(forward, now_us);
         }
     }
 
-    /// Loss over at least [`LOSS_CELLS`] cells of one direction.
-    fn judge_loss(&mut self, direction: usize, (sent, received): (u64, u64)) {
-        let (sent_before, received_before) = self.window[direction];
-        let (sent_now, received_now) =
-            (sent.saturating_sub(sent_before), received.saturating_sub(received_before));
-        if sent_now >= LOSS_CELLS {
-            let lost = sent_now.saturating_sub(received_now);
-            self.loss[direction] = lost as f32 / sent_now as f32;
-            self.window[direction] = (sent, received);
-        }
+    /// The larger of both directions; by echoes while nothing else is sent.
+    fn loss(&self, now_us: u64) -> f32 {
+        let cells = self.loss.iter().filter_map(|share| share.of_cells(now_us));
+        let echoes = || self.hops.last().map_or(0.0, |hop| hop.echoes.of_echoes(now_us));
+        cells.reduce(f32::max).unwrap_or_else(echoes)
     }
 
-    fn loss(&self) -> f32 {
-        let echoes = self.hops.last().filter(|hop| hop.count >= 16).map_or(0.0, HopWatch::loss);
-        self.loss[0].max(self.loss[1]).max(echoes)
+    /// The loss from the hop before to each: of cells as they count them, else of
+    /// echoes. Who is behind a hop that loses echoes is not told by its own.
+    fn losses(&self, now_us: u64) -> Vec<f32> {
+        let (mut before, mut blamed) = (0.0, false);
+        let each = self.hops.iter().map(|hop| match hop.forward.of_cells(now_us) {
+            Some(loss) => {
+                let own = ((loss - before) / (1.0 - before).max(0.01)).max(0.0);
+                before = loss;
+                own
+            }
+            None if blamed => 0.0,
+            None => {
+                let loss = hop.echoes.of_echoes(now_us);
+                blamed = loss > 0.0;
+                loss
+            }
+        });
+        each.collect()
+    }
+
+    /// It was left for being bad.
+    pub(super) fn shun(&mut self, now: u64) {
+        self.shunned_ms = now + (SHUN_MS << self.shuns.min(MOST_SHUNS));
+        self.shuns += 1;
+    }
+
+    /// False while it is shunned.
+    pub(super) fn is_trusted(&self, now: u64) -> bool {
+        now >= self.shunned_ms
     }
 
     fn srtt_us(&self) -> u64 {
@@ -199,7 +295,7 @@ impl Watch {
             }
             if !echo.missing {
                 echo.missing = true;
-                self.hops[echo.hop].remember(true);
+                self.hops[echo.hop].echoes.add(1.0, 1.0, ECHOES_HALF_US, now_us);
             }
             if echo.hop == last && echo.sent_us > self.hops[last].heard_us {
                 count += 1;
@@ -220,13 +316,21 @@ impl Watch {
 }
 
 impl Running {
+    /// True when a node other than the exit is on both.
+    pub(super) fn shares_with(&self, other: &Self) -> bool {
+        let middle = |running: &Self| running.path.len().saturating_sub(1);
+        let (own, others) = (&self.path[..middle(self)], &other.path[..middle(other)]);
+        own.iter().any(|hop| others.iter().any(|known| known.node == hop.node))
+    }
+
     pub(super) fn view(&self, now: u64) -> Vec<HopView> {
+        let losses = self.watch.losses(now * 1000);
+        let figure = |us: u64| (us > 0).then_some(us.min(u64::from(u32::MAX)) as u32);
         let hop = |(i, watch): (usize, &HopWatch)| HopView {
             node: self.path[i].node,
-            rtt_us: (watch.srtt_us > 0).then_some(watch.srtt_us.min(u64::from(u32::MAX)) as u32),
-            least_us: (watch.least_us > 0)
-                .then_some(watch.least_us.min(u64::from(u32::MAX)) as u32),
-            loss: watch.loss(),
+            rtt_us: figure(watch.shown_us),
+            least_us: figure(watch.least_us),
+            loss: losses[i],
             silent_ms: Some(now.saturating_sub(ms(watch.heard_us))),
             hash: self.hashes[i],
         };
@@ -263,23 +367,32 @@ impl Client {
         let used = self.in_use(now);
         for running in &mut self.running {
             let last = running.path.len() - 1;
+            let quiet = running.silent_ms(now);
+            let since = |hop: &HopWatch| now_us.saturating_sub(hop.asked_us) / 1000;
+            let every = match running.phase {
+                Phase::Active if used => OTHERS_MS,
+                Phase::Standby if used => STANDBY_MS,
+                Phase::Retiring => u64::MAX,
+                _ => IDLE_MS,
+            };
+            let round = now_us.saturating_sub(running.watch.round_us) / 1000 >= every;
+            if round {
+                running.watch.round_us = now_us;
+            }
             for hop in 0..=last {
-                let since_ms = now_us.saturating_sub(running.watch.hops[hop].asked_us) / 1000;
-                let quiet = running.silent_ms(now);
+                let since_ms = since(&running.watch.hops[hop]);
                 let due = match (running.phase, hop == last) {
                     (Phase::Active, true) if used => {
                         (quiet >= EAGER_MS && since_ms >= EAGER_MS) || since_ms >= BUSY_MS
                     }
                     (Phase::Suspect, _) => since_ms >= EAGER_MS * 2,
                     (Phase::Active, false) if used => {
-                        since_ms >= OTHERS_MS || (quiet >= 2 * EAGER_MS && since_ms >= 4 * EAGER_MS)
+                        quiet >= 2 * EAGER_MS && since_ms >= 4 * EAGER_MS
                     }
-                    (Phase::Standby, true) if used => since_ms >= OTHERS_MS,
-                    (Phase::Retiring, _) => false,
-                    _ => since_ms >= IDLE_MS,
+                    _ => false,
                 };
-                if due {
-                    let cell = running.watch.ask(&running.circuit, hop, None, now_us);
+                if due || round {
+                    let cell = running.watch.ask(&running.circuit, hop, None, round, now_us);
                     self.transmits.push_back((running.circuit.entry.peer.clone(), cell));
                 }
             }
@@ -304,18 +417,21 @@ impl Client {
         if (missing > 0 && silent) || missing >= MISSING {
             return self.suspect(index, now_us, rng);
         }
-        running.watch.judge_loss(1, running.circuit.progress(last));
-        let (rtt, loss) = (running.watch.srtt_us(), running.watch.loss());
+        let progress = running.circuit.progress(last);
+        running.watch.loss[1].count(progress, now_us);
+        let (rtt, loss) = (running.watch.srtt_us(), running.watch.loss(now_us));
         let standby = self
             .running
             .iter()
             .filter(|r| r.phase == Phase::Standby && r.dies_ms > now)
-            .min_by_key(|r| r.watch.rank(now_us));
+            .min_by_key(|r| (!r.watch.is_trusted(now), r.watch.rank(now_us)));
         let Some(standby) = standby else { return };
-        let (other, other_loss) = (standby.watch.srtt_us(), standby.watch.loss());
-        let lossy = loss >= 0.025 && other_loss < loss / 2.0;
+        let (other, other_loss) = (standby.watch.srtt_us(), standby.watch.loss(now_us));
+        // What a standby loses does not show before it is used; what it takes does.
+        let trusted = standby.watch.is_trusted(now);
+        let lossy = loss >= LOSSY && other_loss < loss / 2.0 && trusted;
         let slower = rtt > other + other * 3 / 10 + 20_000;
-        let better = rtt > other + other / 5 + 5_000 && other_loss <= loss;
+        let better = rtt > other + other / 5 + 5_000 && other_loss <= loss + LOSSY && trusted;
         let watch = &mut self.running[index].watch;
         let since = |mark: &mut Option<u64>, holds: bool| match (holds, *mark) {
             (true, None) => {
@@ -361,6 +477,7 @@ impl Client {
             if late > asked + running.watch.hops[hop].srtt_us {
                 running.phase = Phase::Standby;
                 running.since_ms = ms(now_us);
+                running.watch.shun(ms(now_us));
             }
         }
     }
@@ -417,6 +534,7 @@ impl Client {
             self.leave(index, MoveReason::Rotation, now_us);
         }
         let active = self.position(Phase::Active).is_some();
+        self.retire_surplus(now_us);
         while let Some(index) = self.running.iter().position(|running| match running.phase {
             Phase::Retiring => now >= running.since_ms + RETIRE_MS,
             Phase::Standby => active && now >= running.dies_ms + RETIRE_MS,
@@ -424,6 +542,31 @@ impl Client {
             _ => false,
         }) {
             self.destroy(index, Reason::Finished);
+        }
+    }
+
+    /// One standby that can be trusted is enough: rather one over other nodes
+    /// than the active circuit's.
+    fn retire_surplus(&mut self, now_us: u64) {
+        let now = ms(now_us);
+        let Some(active) = self.position(Phase::Active) else { return };
+        let (active, settled) = (&self.running[active], |r: &Running| {
+            r.phase == Phase::Standby && r.linked && r.dies_ms > now && r.watch.is_trusted(now)
+        });
+        if active.dies_ms <= now + SUCCESSOR_MS {
+            return;
+        }
+        let mut all: Vec<usize> =
+            (0..self.running.len()).filter(|i| settled(&self.running[*i])).collect();
+        all.sort_by_key(|i| {
+            let it = &self.running[*i];
+            (it.shares_with(active), it.watch.rank(now_us))
+        });
+        for i in all.into_iter().skip(1) {
+            let it = &mut self.running[i];
+            if now >= it.since_ms + SURPLUS_MS {
+                (it.phase, it.since_ms) = (Phase::Retiring, now);
+            }
         }
     }
 

@@ -284,3 +284,24 @@ fn cells_from_the_wrong_neighbour_altered_or_repeated_are_dropped_where_they_arr
     let short = path.row.inside(0, 1, &cell[..CELL_LEN - 1]);
     assert_eq!(path.row.receive(1, &short, underlay(0)).drops[0].0, DropReason::Malformed);
 }
+
+/// The field is open to everybody on the way: a mark there would be seen again
+/// at the other end of a circuit.
+#[test]
+fn nothing_written_into_the_outer_header_is_passed_on() {
+    let mut path = path(3);
+    let there = path.row.transmit(0, Vnet::default(), &outgoing(false, inner(false), b"out"));
+    let mut sent = path.row.carry(there, 2);
+    let answer = incoming(false, lease(false), b"back");
+    // So that the exit knows where to.
+    let _ = path.row.receive(3, &sent, underlay(2));
+    let mut back = path.row.transmit(3, Vnet::default(), &answer);
+    let mark = |memory: &mut Memory| memory.sent.iter_mut().for_each(|sent| sent.3 = 0b11);
+    mark(&mut back);
+    let returned = path.row.receive(2, &back, underlay(3));
+    assert_eq!((returned.sent.len(), returned.sent[0].3), (1, 0), "towards the client");
+    sent = path.row.transmit(0, Vnet::default(), &outgoing(false, inner(false), b"again"));
+    mark(&mut sent);
+    let onward = path.row.receive(1, &sent, underlay(0));
+    assert_eq!((onward.sent.len(), onward.sent[0].3), (1, 0), "away from it");
+}

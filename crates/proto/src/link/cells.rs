@@ -38,6 +38,10 @@ use crate::packet::vnet::Vnet;
 /// Packets up to this size are looked at for a TCP SYN.
 const SMALL_PACKET: usize = 128;
 
+/// ECN and DSCP of all cells. What came with a cell is not passed on: anybody on
+/// the way can write it, and would know the cell again behind other hops.
+const TOS: u8 = 0;
+
 fn reason(error: CellError) -> DropReason {
     match error {
         CellError::Forged => DropReason::CellForged,
@@ -76,7 +80,6 @@ pub(super) struct Around<'a> {
     pub(super) routes: &'a Routes,
     pub(super) gather: &'a mut Gather,
     pub(super) outbound: &'a mut Outbound,
-    pub(super) tos: u8,
     pub(super) now_ms: u64,
 }
 
@@ -140,7 +143,7 @@ impl CellReader {
                 circuit.pass_back(cell, now_ms);
                 OnionTables::count(&around.tables.cells.backward, 1);
                 let to = &circuit.previous.peer;
-                let fate = around.outbound.cell(io, to, cell, around.tos & 3, now_ms);
+                let fate = around.outbound.cell(io, to, cell, TOS, now_ms);
                 around.gather.cancel();
                 dropped(fate)
             }
@@ -175,7 +178,7 @@ impl CellReader {
         let Some(next) = next.as_ref() else { return Some(DropReason::CellNoHop) };
         write_header(cell, Kind::Forward, next.theirs);
         OnionTables::count(&around.tables.cells.forward, 1);
-        dropped(around.outbound.cell(io, &next.peer, cell, around.tos & 3, around.now_ms))
+        dropped(around.outbound.cell(io, &next.peer, cell, TOS, around.now_ms))
     }
 
     /// What a client says to us.
@@ -209,7 +212,7 @@ impl CellReader {
                 let answer = Answer::EchoReply { token, received, sent, load: 0 };
                 let cell = circuit.say(&answer.encode(), around.now_ms);
                 let to = &circuit.previous.peer;
-                dropped(around.outbound.cell(io, to, &cell, 0, around.now_ms))
+                dropped(around.outbound.cell(io, to, &cell, TOS, around.now_ms))
             }
             Some(_) => {
                 io.engine(ToEngine::OnionRequest { circuit: circuit.clone(), text: text.to_vec() });
@@ -481,17 +484,17 @@ impl CellWriter {
                     self.copy[place..place + room].copy_from_slice(text);
                     write_data_head(&mut self.copy[place..], sequence, false);
                     second.seal(hop, &mut self.copy, now_ms);
-                    outbound.cell(io, &second.entry.peer, &self.copy[..CELL_LEN], 0, now_ms);
+                    outbound.cell(io, &second.entry.peer, &self.copy[..CELL_LEN], TOS, now_ms);
                 }
                 write_data_head(text, sequence, true);
                 circuit.seal(circuit.hops().saturating_sub(1), &mut self.buffer, now_ms);
-                outbound.cell(io, &circuit.entry.peer, &self.buffer[..CELL_LEN], 0, now_ms)
+                outbound.cell(io, &circuit.entry.peer, &self.buffer[..CELL_LEN], TOS, now_ms)
             }
             Way::Exit(_, circuit) => {
                 write_data_head(text, sequence, false);
                 circuit.seal_back(&mut self.buffer[..CELL_LEN], now_ms);
                 let to = &circuit.previous.peer;
-                outbound.cell(io, to, &self.buffer[..CELL_LEN], 0, now_ms)
+                outbound.cell(io, to, &self.buffer[..CELL_LEN], TOS, now_ms)
             }
         };
         if let Some(reason) = dropped(fate) {

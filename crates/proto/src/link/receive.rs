@@ -482,7 +482,6 @@ impl Receiver {
             routes,
             gather: &mut self.gather,
             outbound: &mut self.outbound,
-            tos: arrival.tos,
             now_ms: arrival.now_ms,
         };
         self.cells.take(io, &mut around, peer, len);

@@ -425,7 +425,8 @@ impl Relay {
         if let Some(next) = circuit.next.swap(None) {
             self.extending.remove(&next.ours);
             self.tables.remove(next.ours);
-            let cell = plain(Kind::Destroy, next.theirs, &[reason as u8]);
+            // Not the reason: it would be a word from hop to hop.
+            let cell = plain(Kind::Destroy, next.theirs, &[Reason::Finished as u8]);
             self.transmits.push_back((next.peer.clone(), cell));
         }
         circuit.session.store(None);

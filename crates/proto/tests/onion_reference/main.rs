@@ -155,6 +155,29 @@ fn the_vectors_are_the_model_s() {
     assert!(std::fs::read_to_string(&file).unwrap() == text, "{} differs", file.display());
 }
 
+/// Section 29 has some of the values.
+#[test]
+fn the_document_says_the_same() {
+    let document = include_str!("../../../../docs/protocol.md");
+    for (suite, name) in SUITES {
+        let (hash, keys) = (handshake(suite).hash, handshake(suite).keys);
+        let hops = hops(suite, 3);
+        let chain = hops[0].forward_chain;
+        let out = travel(&hops, &[0; 3]).0.into_iter().map(|body| Sha256::digest(body).to_vec());
+        let out: Vec<_> = out.collect();
+        let back = Sha256::digest(&back(&hops, 0)[2]).to_vec();
+        let key = model::epoch_key(&chain, EPOCH_CELLS).to_vec();
+        let values = [hash.to_vec(), keys[..32].to_vec(), chain.to_vec(), key];
+        for value in values.iter().chain([&out[0], &out[2], &back]) {
+            assert!(
+                document.contains(&hex(value)),
+                "docs/protocol.md lacks {} ({name})",
+                hex(value)
+            );
+        }
+    }
+}
+
 fn neighbour(suite: Suite, n: u8) -> Neighbour {
     let peer = Arc::new(PeerLink::new(LinkPublicKey([n; 32]), suite, true));
     Neighbour { peer, theirs: CircuitId::new(0x30_2010 + u32::from(n)), ours: CircuitId::new(7) }

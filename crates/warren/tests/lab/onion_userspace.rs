@@ -250,9 +250,11 @@ fn nodes_join_onion_paths() -> Result<()> {
     mesh.node(EXIT).warren(&["roles", "set", "--roles", "relay"])?;
     let start = Instant::now();
     eventually("the exit serves no more", || {
-        Ok(matches!(dial(&mesh, &at.to_string(), port)?.err(), Some(4 | 5 | 6)))
+        Ok(dial(&mesh, &at.to_string(), port)?.err() == Some(4))
     })?;
-    println!("    refused {:.2?} after the exit gave up its role", start.elapsed());
+    let took = start.elapsed();
+    println!("    refused {took:.2?} after the exit gave up its role");
+    ensure!(took < Duration::from_secs(5), "{took:?}");
     Ok(())
 }
 

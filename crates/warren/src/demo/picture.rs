@@ -59,7 +59,7 @@ fn draw_title(canvas: &mut Canvas, scene: &Scene, elapsed: Duration) {
     let text = format!("{count} daemons in {count} regions of an emulated WAN");
     canvas.text(15, 0, &text, PLAIN, false);
     let colour = if direct == all { GOOD } else { WAIT };
-    canvas.text(58, 0, &format!("{direct}/{all} direct"), colour, true);
+    canvas.text(60, 0, &format!("{direct}/{all} direct"), colour, true);
     let seconds = elapsed.as_secs();
     canvas.text(COLUMNS - 6, 0, &format!("{:02}:{:02}", seconds / 60, seconds % 60), DIM, false);
 }

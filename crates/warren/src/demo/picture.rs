@@ -380,15 +380,15 @@ mod tests {
             "\u{25cb} founder",
             "tokyo",
             "1.23G",
-            "virginia   us entry",
-            "frankfurt  de exit",
+            "virginia  us entry",
+            "frankfurt de exit",
             "laptop > virginia 64 ms > frankfurt 154 ms",
         ] {
             assert!(all.contains(word), "{word} in\n{all}");
         }
         assert!(text[ACTIVITY_ROW].contains("25Mb/s"), "{all}");
-        assert!(text[TABLE_ROW].ends_with("   RTT"), "{all}");
-        assert!(text[TABLE_ROW + 1].ends_with("   272"), "{all}");
+        assert!(text[TABLE_ROW].ends_with("   RTT "), "{all}");
+        assert!(text[TABLE_ROW + 1].ends_with("   272 "), "{all}");
         assert!(text[TABLE_ROW + 5].contains("tokyo      dead"), "{all}");
         assert!(text[ROWS - 1].contains("q end"), "{all}");
         assert!(text[ROWS - 2].contains("event 9") && !all.contains("event 5"), "{all}");

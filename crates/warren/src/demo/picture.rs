@@ -389,7 +389,7 @@ mod tests {
         assert!(text[ACTIVITY_ROW].contains("25Mb/s"), "{all}");
         assert!(text[TABLE_ROW].ends_with("   RTT "), "{all}");
         assert!(text[TABLE_ROW + 1].ends_with("   272 "), "{all}");
-        assert!(text[TABLE_ROW + 5].contains("tokyo      dead"), "{all}");
+        assert!(text[TABLE_ROW + 5].contains("tokyo     dead"), "{all}");
         assert!(text[ROWS - 1].contains("q end"), "{all}");
         assert!(text[ROWS - 2].contains("event 9") && !all.contains("event 5"), "{all}");
         // Every name stands on the map, and again in the table.

@@ -137,7 +137,7 @@ fn main() -> ExitCode {
             onion_trouble::LONG,
             onion_leaks::LONG,
         ]
-            .to_vec(),
+        .to_vec(),
     );
     if !has("--long") {
         long.clear();

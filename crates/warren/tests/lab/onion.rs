@@ -139,8 +139,13 @@ fn a_path_of_three_hops() -> Result<()> {
     ensure!(now.state == OnionState::Connected && now.exit.as_deref() == Some("exit-de"));
     let hops = path(&now);
     ensure!(hops.len() == 3 && hops[2] == "exit-de", "{hops:?}");
-    let pulse =
-        Pulse::start(&mesh.hosts[CLIENT], &mesh.hosts[outside(&mesh)], server(&mesh).into(), 20 * MS, 100)?;
+    let pulse = Pulse::start(
+        &mesh.hosts[CLIENT],
+        &mesh.hosts[outside(&mesh)],
+        server(&mesh).into(),
+        20 * MS,
+        100,
+    )?;
     let first = pulse.wait_first(5 * SECOND).with_context(|| {
         let mut text = String::from("nothing comes back\n");
         for i in [CLIENT, place(&mesh, "exit-de")] {

@@ -62,9 +62,10 @@ fn chatter(stop: &AtomicBool, targets: &[IpAddr]) {
     // With the routes and addresses of before the tunnel.
     let old: Vec<UdpSocket> = all().filter_map(|(to, port)| socket(to, port)).collect();
     while !stop.load(Ordering::Relaxed) {
-        for socket in all().filter_map(|(to, port)| socket(to, port)).chain(
-            old.iter().filter_map(|socket| socket.try_clone().ok()),
-        ) {
+        for socket in all()
+            .filter_map(|(to, port)| socket(to, port))
+            .chain(old.iter().filter_map(|socket| socket.try_clone().ok()))
+        {
             // Refusals are what is hoped for.
             let _refused = socket.send(b"here I am");
         }
@@ -153,7 +154,9 @@ fn kills(mesh: &mut Mesh, rounds: u32) -> Result<()> {
                 });
                 // Most are never answered.
                 let _killed = match step {
-                    "connect" => node.warren(&["connect", "--exit", exit, "--kill-switch", "--keep-dns"]),
+                    "connect" => {
+                        node.warren(&["connect", "--exit", exit, "--kill-switch", "--keep-dns"])
+                    }
                     "rotate" => node.warren(&["path", "rotate"]),
                     _ => node.warren(&["disconnect"]),
                 };
@@ -216,8 +219,7 @@ fn answer(question: &[u8]) -> Option<Vec<u8>> {
 /// A name server on the server outside; who asked is told to `asked`.
 fn serve_names(mesh: &Mesh, asked: mpsc::Sender<IpAddr>) -> Result<()> {
     let address = server(mesh);
-    let socket =
-        mesh.hosts[outside(mesh)].namespace().run(|| UdpSocket::bind((address, 53)))??;
+    let socket = mesh.hosts[outside(mesh)].namespace().run(|| UdpSocket::bind((address, 53)))??;
     std::thread::spawn(move || {
         let mut buffer = [0; 1500];
         while let Ok((len, from)) = socket.recv_from(&mut buffer) {

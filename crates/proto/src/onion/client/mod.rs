@@ -609,8 +609,7 @@ impl Client {
         let active = self.position(Phase::Active);
         let mut wanted = None;
         let lasts = has(Phase::Active) > 0;
-        let standbys =
-            || self.running.iter().filter(lasting).filter(|r| r.phase == Phase::Standby);
+        let standbys = || self.running.iter().filter(lasting).filter(|r| r.phase == Phase::Standby);
         let linked = standbys().filter(|r| r.watch.is_trusted(now)).count()
             + self.running.iter().filter(|r| r.linking.is_some()).count();
         let alone = active.is_some_and(|active| {

@@ -14,7 +14,9 @@ use rand_core::CryptoRng;
 
 use super::super::circuit::ClientCircuit;
 use super::super::payload::{Reason, Request};
-use super::{Client, ClientEvent, HopView, MoveReason, Phase, Purpose, RETIRE_MS, Running, SUCCESSOR_MS, ms};
+use super::{
+    Client, ClientEvent, HopView, MoveReason, Phase, Purpose, RETIRE_MS, Running, SUCCESSOR_MS, ms,
+};
 
 /// Between echoes to the exit while data flows and nothing comes back, ms.
 const EAGER_MS: u64 = 40;

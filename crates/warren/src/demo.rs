@@ -1,5 +1,6 @@
-//! `warren demo`: five real daemons in five regions of an emulated WAN on this
-//! machine, joined by their codes, with real traffic between them.
+//! `warren demo`: twelve real daemons in twelve regions of an emulated WAN on
+//! this machine, joined by their codes, with real traffic between them, and an
+//! onion-routed path through three of them that outlives one of its relays.
 //!
 //! In: a terminal or none. Out: with a terminal a live picture until the user
 //! ends it; without one, lines that say what is shown, each checked, and exit
@@ -11,9 +12,11 @@
 //! and interfaces with their last holder, and the daemons' state lies in a
 //! file system of its own that ends with the process.
 //!
-//! - [`stage`]: namespaces, WAN, daemons. [`story`]: what is shown and checked.
+//! - [`cast`]: who takes part. [`stage`]: namespaces, WAN, daemons. [`story`]: what is shown
+//!   and checked; [`onion`]: the part about paths; [`encore`]: what follows.
 //! - [`traffic`]: pings, a download, streams. [`watcher`]: asks the daemons.
-//! - [`scene`]: what is known. [`picture`], [`canvas`], [`map`]: how it looks.
+//! - [`scene`]: what is known. [`picture`], [`canvas`], [`map`], [`labels`]:
+//!   how it looks.
 //! - [`screen`]: the terminal.
 
 mod canvas;
@@ -47,20 +50,29 @@ use stage::Stage;
 /// What `warren demo --help` says.
 pub(crate) const ABOUT: &str = "\
 Shows Warren at work on this machine.\n\n\
-Makes five network namespaces, joins them by an emulated WAN with the delays of \
-five real regions (London, Amsterdam, Virginia, Sao Paulo, Tokyo), starts a real \
-daemon in each (`warren up`, then `warren join` with the codes these print), and \
-sends real traffic through the mesh: pings between all pairs over IPv4 and IPv6, a \
-file over HTTP whose SHA-256 is verified while an eavesdropper on the wire looks for \
-its text, and an encrypted TCP stream measured in Gb/s.
+Makes thirteen network namespaces, joins them by an emulated WAN with the delays of \
+real regions (US, Canada, UK, Germany, Netherlands, France, Singapore, Japan, Hong \
+Kong, Australia, Brazil), starts a real daemon in twelve of them (`warren up`, then \
+`warren join` with the codes these print), and sends real traffic through the mesh: \
+pings between all pairs over IPv4 and IPv6, a file over HTTP whose SHA-256 is verified \
+while an eavesdropper on the wire looks for its text, and an encrypted TCP stream \
+measured in Gb/s.
+
+Then one of them, a user's laptop, runs `warren connect --exit de --kill-switch` and \
+downloads a file from a server outside of the network through three others. The server \
+sees the exit's address. In the middle of the download the relay is killed with kill \
+-9; the download goes on over another path in the same connection, and its SHA-256 \
+must match. The hops sign that they carry the path, and another machine checks that. \
+Last, the founder of the network is killed, and the rest goes on and admits a newcomer.
 
 With a terminal of at least 80x24 it shows a live picture until `q` or Ctrl-C. \
 Without one, or with --plain, it prints a line for everything it shows and checks, \
-and ends by itself within a minute.
+and ends by itself in about a minute.
 
 No root is needed where the system allows user namespaces and /dev/net/tun is open \
 to all (the default of most distributions). Nothing outside of the demonstration's \
-own namespaces is touched, and nothing is left behind.
+own namespaces is touched, and nothing is left behind. Onion paths need the program \
+nft (package nftables); without it they are SKIPPED, and the rest is shown.
 
 Exit status: 0 when everything shown held, 1 otherwise.";
 

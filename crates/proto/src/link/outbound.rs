@@ -169,7 +169,10 @@ impl Outbound {
         now_ms: u64,
     ) -> Fate {
         let Some(to) = relay::direct(peer) else {
-            return Fate::Dropped(DropReason::CellNoHop);
+            // Over others, as long as the direct way is bad: the engine's slow way
+            // carries it. The circuit's own watch leaves when that is not enough.
+            io.engine(ToEngine::Staged { peer: peer.clone(), packets: vec![cell.to_vec()] });
+            return Fate::Staged;
         };
         // Cells have one size: a path that is too small for it carries them in
         // fragments.

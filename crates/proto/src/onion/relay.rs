@@ -193,13 +193,24 @@ impl Relay {
         }
     }
 
-    /// Sets what the node does. Circuits there are stay; when draining begins
-    /// their clients are told.
+    /// Sets what the node does. Circuits there are stay, and their clients are
+    /// told when draining begins; but sessions of an exit that is none any more
+    /// end, since nothing leaves from it.
     pub fn set_duties(&mut self, duties: Duties, now_ms: u64) {
         if duties.draining && !self.duties.draining {
             for passing in self.circuits.values() {
                 let cell = passing.circuit.say(&Answer::Draining.encode(), now_ms);
                 self.transmits.push_back((passing.circuit.previous.peer.clone(), cell));
+            }
+        }
+        if self.duties.exit && !duties.exit {
+            for passing in self.circuits.values().filter(|passing| passing.session.is_some()) {
+                let ended = Answer::Ended { reason: Reason::Role };
+                let cell = passing.circuit.say(&ended.encode(), now_ms);
+                self.transmits.push_back((passing.circuit.previous.peer.clone(), cell));
+            }
+            for secret in self.sessions.keys().copied().collect::<Vec<_>>() {
+                self.end_session(&secret);
             }
         }
         self.duties = duties;

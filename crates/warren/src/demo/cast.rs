@@ -58,6 +58,7 @@ pub(super) const VIRGINIA: usize = 2;
 pub(super) const SAOPAULO: usize = 3;
 pub(super) const TOKYO: usize = 4;
 pub(super) const FRANKFURT: usize = 7;
+pub(super) const SINGAPORE: usize = 8;
 pub(super) const LAPTOP: usize = 11;
 
 /// The place of a name.
@@ -78,6 +79,7 @@ mod tests {
             (SAOPAULO, "saopaulo"),
             (TOKYO, "tokyo"),
             (FRANKFURT, "frankfurt"),
+            (SINGAPORE, "singapore"),
             (LAPTOP, "laptop"),
         ] {
             assert_eq!((CAST[at].name, place(name)), (name, Some(at)));
@@ -90,7 +92,7 @@ mod tests {
         for region in Region::ALL {
             assert!(CAST.iter().any(|member| member.region == region), "{region:?}");
         }
-        let with = |role: &str| CAST.iter().filter(|m| m.roles.split(',').any(|r| r == role));
+        let with = |role| CAST.iter().filter(move |m| m.roles.split(',').any(|r| r == role));
         assert!(with("entry").count() >= 4 && with("relay").count() >= 6);
         assert!(with("exit").count() >= 3);
         for member in CAST {
@@ -101,6 +103,8 @@ mod tests {
         }
         // The founder is killed, and so is a relay: not the same one.
         assert!(!CAST[LONDON].roles.contains("relay"));
+        // Nor is it who admits in the founder's place.
+        assert!(!CAST[SINGAPORE].roles.contains("relay"));
         assert!(CAST[LAPTOP].roles.is_empty() && CAST[FRANKFURT].country == "de");
     }
 }

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use warren_os::process::{Signal, signal};
 use warren_types::api::OnionReport;
 
-use super::cast::{AMSTERDAM, CAST, FRANKFURT, LAPTOP, LONDON, TOKYO};
+use super::cast::{CAST, FRANKFURT, LAPTOP, LONDON, SINGAPORE, TOKYO};
 use super::scene::{Activity, ClaimState, PathView};
 use super::stage::PATIENCE;
 use super::story::{Teller, ms};
@@ -82,7 +82,7 @@ impl Teller<'_> {
             ensure!(rtt >= least, "{} in {rtt:.0} ms: faster than the wire", CAST[to].name);
         }
         Ok(format!(
-            "`warren connect --exit de --kill-switch`: {}; after {:.1} s, {} on standby",
+            "{}; by `warren connect --exit de --kill-switch` in {:.1} s; {} on standby",
             describe(&view),
             took.as_secs_f64(),
             between(&view.standby)
@@ -173,8 +173,8 @@ impl Teller<'_> {
         ensure!(got.seen_as == exit, "the server saw {}; frankfurt is {exit}", got.seen_as);
         ensure!(beside == 0, "{beside} packets went straight between laptop and server");
         Ok(format!(
-            "a server outside of the network saw {exit}, frankfurt's address, and not the \
-             laptop's {}; 0 packets went straight between the two",
+            "a server outside of the network saw {exit}, frankfurt, not the laptop ({}); and 0 \
+             packets went straight between the two",
             laptop.ipv4()
         ))
     }
@@ -210,11 +210,13 @@ impl Teller<'_> {
             view.active.len() == 4 && view.active.iter().all(|(at, _)| *at != death.relay)
         })?;
         ensure!(after.active[3].0 == FRANKFURT, "it does not end in Germany any more");
+        self.narrator
+            .tell(format!("kill -9 of {name}, in the middle of the path and of a download"));
         self.narrator.tell(format!("path before: {}", describe(&death.before)));
         self.narrator.tell(format!("path after:  {}", describe(&after)));
         Ok(format!(
-            "{name}, the relay in the middle, was killed by kill -9 at {:.0} % of a download of {} \
-             MiB: nothing came for {silence}, then the rest of it; SHA-256 verified, {:.1} s in all",
+            "{name}, the relay, killed at {:.0} % of a download: no byte for {silence}; then the \
+             rest of {} MiB came in the same connection, SHA-256 verified, {:.1} s in all",
             DEATH * 100.0,
             got.bytes >> 20,
             got.took.as_secs_f64()
@@ -251,7 +253,7 @@ impl Teller<'_> {
 
     /// The founder is no centre.
     fn founder(&mut self) -> Result<String> {
-        self.stage.actors[LONDON].node()?.warren(&["ca", "delegate", CAST[AMSTERDAM].name])?;
+        self.stage.actors[LONDON].node()?.warren(&["ca", "delegate", CAST[SINGAPORE].name])?;
         self.stage.kill(LONDON)?;
         let start = Instant::now();
         let pings = self.ping_all(3)?;
@@ -260,14 +262,14 @@ impl Teller<'_> {
             self.over_path(&Document::new(47, 256), |_| {})?;
             path = ", the path carries on";
         }
-        let code = self.stage.actors[AMSTERDAM].node()?.invite()?;
+        let code = self.stage.actors[SINGAPORE].node()?.invite()?;
         let guest = self.stage.guest(&code)?;
         let address = guest.overlay_address(false)?;
-        let rtt = traffic::ping(&self.stage.actors[AMSTERDAM].host, address, 20)?;
+        let rtt = traffic::ping(&self.stage.actors[SINGAPORE].host, address, 20)?;
         guest.stop(Duration::from_secs(5))?;
         Ok(format!(
-            "london, which made the network, was killed: {} of {} pings between the others \
-             answered{path}, and amsterdam admitted a newcomer ({} away); {:.1} s",
+            "london, the founder, was killed: {} of {} pings between the others \
+             answered{path}, and singapore admitted a newcomer ({} away); {:.1} s",
             pings.len(),
             pings.len(),
             ms(rtt),
@@ -307,6 +309,7 @@ fn between(path: &[usize]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::demo::cast::AMSTERDAM;
 
     #[test]
     fn a_path_is_told_with_countries_and_times() {

@@ -59,7 +59,7 @@ fn draw_title(canvas: &mut Canvas, scene: &Scene, elapsed: Duration) {
     let text = format!("{count} daemons in {count} regions of an emulated WAN");
     canvas.text(15, 0, &text, PLAIN, false);
     let colour = if direct == all { GOOD } else { WAIT };
-    canvas.text(58, 0, &format!("{direct}/{all} direct"), colour, true);
+    canvas.text(60, 0, &format!("{direct}/{all} direct"), colour, true);
     let seconds = elapsed.as_secs();
     canvas.text(COLUMNS - 6, 0, &format!("{:02}:{:02}", seconds / 60, seconds % 60), DIM, false);
 }
@@ -380,16 +380,16 @@ mod tests {
             "\u{25cb} founder",
             "tokyo",
             "1.23G",
-            "virginia   us entry",
-            "frankfurt  de exit",
+            "virginia  us entry",
+            "frankfurt de exit",
             "laptop > virginia 64 ms > frankfurt 154 ms",
         ] {
             assert!(all.contains(word), "{word} in\n{all}");
         }
         assert!(text[ACTIVITY_ROW].contains("25Mb/s"), "{all}");
-        assert!(text[TABLE_ROW].ends_with("   RTT"), "{all}");
-        assert!(text[TABLE_ROW + 1].ends_with("   272"), "{all}");
-        assert!(text[TABLE_ROW + 5].contains("tokyo      dead"), "{all}");
+        assert!(text[TABLE_ROW].ends_with("   RTT "), "{all}");
+        assert!(text[TABLE_ROW + 1].ends_with("   272 "), "{all}");
+        assert!(text[TABLE_ROW + 5].contains("tokyo     dead"), "{all}");
         assert!(text[ROWS - 1].contains("q end"), "{all}");
         assert!(text[ROWS - 2].contains("event 9") && !all.contains("event 5"), "{all}");
         // Every name stands on the map, and again in the table.

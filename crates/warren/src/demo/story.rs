@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use warren_lab::process::Node;
+
 use super::cast::{AMSTERDAM, CAST, LONDON, SAOPAULO, TOKYO};
 use super::scene::{Activity, ClaimState, Narrator};
 use super::stage::{Actor, PATIENCE, Stage};
@@ -431,14 +433,17 @@ impl Teller<'_> {
     /// The daemons end when asked, without complaint.
     fn end(&mut self) -> Result<String> {
         let path = self.disconnect()?;
-        let mut count = 0;
-        for actor in self.stage.actors.iter_mut().rev() {
-            if let Some(node) = actor.node.take() {
-                node.stop(Duration::from_secs(5))?;
-                count += 1;
-            }
-        }
-        Ok(format!("{path}{count} daemons ended in order when asked to"))
+        let running = self.stage.actors.iter_mut().filter_map(|actor| actor.node.take());
+        let running: Vec<_> = running.collect();
+        let count = running.len();
+        std::thread::scope(|scope| {
+            let stop = |node: Node| scope.spawn(|| node.stop(Duration::from_secs(5)).map(drop));
+            let stopping: Vec<_> = running.into_iter().map(stop).collect();
+            stopping
+                .into_iter()
+                .try_for_each(|one| one.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?)
+        })?;
+        Ok(format!("{path}{count} daemons ended when asked to, without complaint"))
     }
 
     pub(super) fn busy(&self, text: String, ends: (usize, usize)) {

@@ -28,7 +28,11 @@ pub(super) fn watch(narrator: &Narrator, state_dirs: Vec<PathBuf>) -> std::io::R
                 let answer = runtime.block_on(async {
                     tokio::time::timeout(Duration::from_secs(2), client.status()).await
                 });
-                narrator.scene().nodes[i].alive = matches!(answer, Ok(Ok(_)));
+                let alive = matches!(answer, Ok(Ok(_)));
+                if !alive {
+                    let node = &mut narrator.scene().nodes[i];
+                    (node.alive, node.rate_in, node.rate_out) = (false, 0.0, 0.0);
+                }
                 // A daemon that does not run yet, or no more, has no news.
                 if let Ok(Ok(status)) = answer {
                     let now = Seen::of(&status);
@@ -94,6 +98,7 @@ pub(super) fn path(report: &OnionReport) -> Option<PathView> {
 /// Puts what one daemon says into the scene.
 fn put(scene: &mut Scene, index: usize, status: &Status) {
     let ipv4 = status.node.addresses.iter().find(|address| address.is_ipv4());
+    scene.nodes[index].alive = true;
     scene.nodes[index].address = ipv4.map(ToString::to_string);
     let mut views = vec![LinkView::default(); scene.nodes.len()];
     for peer in &status.peers {

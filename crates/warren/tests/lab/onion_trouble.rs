@@ -2,7 +2,7 @@
 //! or are drained, under the traffic of ordinary programs.
 
 use std::io::Read;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -382,9 +382,7 @@ fn drained() -> Result<()> {
 }
 
 fn impossible() -> Result<()> {
-    let mesh = cast_of(&[&TROUPE[..3], &TROUPE[7..9]].concat(), 5 * MS)?;
-    let listener = listener(&mesh)?;
-    let target: SocketAddr = listener.local_addr()?;
+    let mut mesh = cast_of(&[&TROUPE[..3], &TROUPE[7..9]].concat(), 5 * MS)?;
     for (arguments, words) in [
         (&["--exit", "zz"][..], &["zz", "country"][..]),
         (&["--exit", "sg"], &["no exit", "country", "to be had: de"]),
@@ -406,6 +404,30 @@ fn impossible() -> Result<()> {
         ensure!(began.elapsed() < 3 * SECOND, "{arguments:?} hangs");
         ensure!(words.iter().all(|word| text.contains(word)), "{arguments:?}: {text}");
     }
-    let _ = target;
+    // Nothing was changed by any of that.
+    let own = IpAddr::from(mesh.places[CLIENT].ipv4());
+    ensure!(seen_as(&mesh)? == own, "the wishes that failed changed something");
+    // All guards are down.
+    for i in 1..=3 {
+        mesh.crash(i)?;
+    }
+    let began = Instant::now();
+    let arguments = ["connect", "--kill-switch", "--keep-dns"];
+    let Err(error) = mesh.node(CLIENT).warren(&arguments) else {
+        anyhow::bail!("connected without an entry")
+    };
+    println!("  without guards after {:.1?}: {error:#}", began.elapsed());
+    ensure!(began.elapsed() < 30 * SECOND, "it hangs");
+    ensure!(seen_as(&mesh).is_err(), "traffic leaves beside");
+    let before = report(&mesh, CLIENT)?;
+    ensure!(before.kill_switch && path(&before).is_empty(), "{before:?}");
+    // It goes on by itself when they are back.
+    for i in 1..=3 {
+        mesh.restart(i)?;
+    }
+    let took = wait(&mesh, "connected by itself", 60 * SECOND, |report| !path(report).is_empty())?;
+    println!("  connected {took:.1?} after the guards were back");
+    mesh.node(CLIENT).warren(&["disconnect"])?;
+    ensure!(seen_as(&mesh)? == own, "not lifted");
     Ok(())
 }

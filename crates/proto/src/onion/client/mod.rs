@@ -482,7 +482,14 @@ impl Client {
             Answer::Ended { reason } => {
                 // At the last hop: it refuses the session.
                 let behind = if last { hop } else { hop + 1 };
+                let node = self.running[index].path[hop].node;
                 self.ended(index, behind, reason, now_us, rng);
+                // It is no exit any more. Only its own word counts: others on the
+                // path are not to choose where it ends.
+                if last && reason == Reason::Role && self.exit == Some(node) {
+                    self.move_on(node, now_us, rng);
+                    self.want(now_us);
+                }
             }
             Answer::Draining => self.draining(index, hop, now_us),
             Answer::Proof { time, next, signature } => {

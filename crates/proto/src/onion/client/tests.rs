@@ -432,6 +432,21 @@ fn rotation_and_draining_lose_nothing() {
 }
 
 #[test]
+fn an_exit_that_gives_up_its_role_ends_its_sessions() {
+    let mut world = World::connected(&[8, 9]);
+    world.run(3_000, true);
+    let (exit, at) = (world.place(2), world.now_us);
+    assert_eq!(world.nodes[exit].relay.stats().sessions, 1);
+    let duties = Duties { exit: false, ..world.nodes[exit].relay.duties() };
+    world.nodes[exit].relay.set_duties(duties, ms(at));
+    assert_eq!(world.nodes[exit].relay.stats().sessions, 0);
+    world.run(1_000, true);
+    assert_ne!(world.place(2), exit);
+    let lost = world.events.iter().any(|(_, event)| matches!(event, ClientEvent::ExitLost { .. }));
+    assert!(lost && world.client.is_connected());
+}
+
+#[test]
 fn a_slow_or_lossy_path_is_left_within_five_seconds() {
     for lossy in [false, true] {
         let mut world = World::connected(&[8, 9]);

@@ -94,8 +94,7 @@ pub(crate) fn nk(
     let mut state = State { suite, ck: h, h, key: [0; 32] };
     let onion = StaticSecret::from(onion_secret);
     let (client, hop) = (StaticSecret::from(client_ephemeral), StaticSecret::from(hop_ephemeral));
-    let [onion_public, client_public, hop_public] =
-        [&onion, &client, &hop].map(PublicKey::from);
+    let [onion_public, client_public, hop_public] = [&onion, &client, &hop].map(PublicKey::from);
     state.mix_hash(b"Warren v1 circuit");
     state.mix_hash(onion_public.as_bytes());
     // -> e, es

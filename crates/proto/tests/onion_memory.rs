@@ -1,6 +1,8 @@
 //! Memory of idle circuits at a relay, as the kernel counts it: the library's own
 //! included.
 
+#![allow(clippy::disallowed_methods, reason = "a test that asks the kernel what it takes")]
+
 use std::sync::Arc;
 
 use warren_proto::link::peer::PeerLink;

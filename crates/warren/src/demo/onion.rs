@@ -25,7 +25,7 @@ use super::watcher;
 const CLAIMS: [&str; 4] = ["path", "exit", "failover", "proof"];
 
 /// Kilobytes of the file that a relay dies under.
-const FILE_KB: usize = 32 * 1024;
+const FILE_KB: usize = 24 * 1024;
 
 /// Share of the file after which it does.
 const DEATH: f64 = 0.4;
@@ -153,7 +153,9 @@ impl Teller<'_> {
             let rate = bytes as f64 * 8.0 / start.elapsed().as_secs_f64().max(1e-3);
             self.progress(bytes as f64 / document.len() as f64, rate);
             heard(bytes);
-        })?;
+        });
+        self.narrator.scene().activity = None;
+        let got = got?;
         ensure!(got.sha256 == document.sha256(), "the SHA-256 of the file differs");
         Ok(got)
     }

@@ -212,8 +212,6 @@ impl Teller<'_> {
             view.active.len() == 4 && view.active.iter().all(|(at, _)| *at != death.relay)
         })?;
         ensure!(after.active[3].0 == FRANKFURT, "it does not end in Germany any more");
-        self.narrator
-            .tell(format!("kill -9 of {name}, in the middle of the path and of a download"));
         self.narrator.tell(format!("path before: {}", describe(&death.before)));
         self.narrator.tell(format!("path after:  {}", describe(&after)));
         Ok(format!(
@@ -231,7 +229,11 @@ impl Teller<'_> {
         let relay = before.active[2].0;
         let node = self.stage.actors[relay].node.as_ref().context("the relay does not run")?;
         signal(node.pid(), Signal::Kill)?;
-        Ok(Death { relay, before, at: Instant::now(), silence: Duration::ZERO })
+        let at = Instant::now();
+        let name = CAST[relay].name;
+        self.narrator
+            .tell(format!("kill -9 of {name}, in the middle of the path and of a download"));
+        Ok(Death { relay, before, at, silence: Duration::ZERO })
     }
 
     /// The hops sign, and somebody else checks.
@@ -257,6 +259,7 @@ impl Teller<'_> {
     fn founder(&mut self) -> Result<String> {
         self.stage.actors[LONDON].node()?.warren(&["ca", "delegate", CAST[SINGAPORE].name])?;
         self.stage.kill(LONDON)?;
+        self.narrator.tell("kill -9 of london, which made the network");
         let start = Instant::now();
         let pings = self.ping_all(3)?;
         let mut path = "";

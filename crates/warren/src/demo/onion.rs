@@ -25,7 +25,7 @@ use super::watcher;
 const CLAIMS: [&str; 4] = ["path", "exit", "failover", "proof"];
 
 /// Kilobytes of the file that a relay dies under.
-const FILE_KB: usize = 32 * 1024;
+const FILE_KB: usize = 24 * 1024;
 
 /// Share of the file after which it does.
 const DEATH: f64 = 0.4;
@@ -153,7 +153,9 @@ impl Teller<'_> {
             let rate = bytes as f64 * 8.0 / start.elapsed().as_secs_f64().max(1e-3);
             self.progress(bytes as f64 / document.len() as f64, rate);
             heard(bytes);
-        })?;
+        });
+        self.narrator.scene().activity = None;
+        let got = got?;
         ensure!(got.sha256 == document.sha256(), "the SHA-256 of the file differs");
         Ok(got)
     }
@@ -210,8 +212,6 @@ impl Teller<'_> {
             view.active.len() == 4 && view.active.iter().all(|(at, _)| *at != death.relay)
         })?;
         ensure!(after.active[3].0 == FRANKFURT, "it does not end in Germany any more");
-        self.narrator
-            .tell(format!("kill -9 of {name}, in the middle of the path and of a download"));
         self.narrator.tell(format!("path before: {}", describe(&death.before)));
         self.narrator.tell(format!("path after:  {}", describe(&after)));
         Ok(format!(
@@ -229,7 +229,11 @@ impl Teller<'_> {
         let relay = before.active[2].0;
         let node = self.stage.actors[relay].node.as_ref().context("the relay does not run")?;
         signal(node.pid(), Signal::Kill)?;
-        Ok(Death { relay, before, at: Instant::now(), silence: Duration::ZERO })
+        let at = Instant::now();
+        let name = CAST[relay].name;
+        self.narrator
+            .tell(format!("kill -9 of {name}, in the middle of the path and of a download"));
+        Ok(Death { relay, before, at, silence: Duration::ZERO })
     }
 
     /// The hops sign, and somebody else checks.
@@ -255,6 +259,7 @@ impl Teller<'_> {
     fn founder(&mut self) -> Result<String> {
         self.stage.actors[LONDON].node()?.warren(&["ca", "delegate", CAST[SINGAPORE].name])?;
         self.stage.kill(LONDON)?;
+        self.narrator.tell("kill -9 of london, which made the network");
         let start = Instant::now();
         let pings = self.ping_all(3)?;
         let mut path = "";

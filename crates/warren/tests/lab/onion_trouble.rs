@@ -19,14 +19,16 @@ use crate::onion::{CLIENT, Part, cast_of, outside, path, place, report, seen_as,
 pub(crate) const SCENARIOS: &[Scenario] = &[
     ("onion_dead_hops_are_left_at_once", || dead_hops(4)),
     ("onion_rotation_loses_nothing", rotation),
-    ("onion_degraded_paths_are_left_and_taken_again", degradation),
+    ("onion_degraded_paths_are_left_and_taken_again", || degradation(2)),
     ("onion_a_dead_exit_is_replaced", dead_exit),
     ("onion_drained_nodes_are_left_in_peace", drained),
     ("onion_impossible_wishes_are_explained", impossible),
 ];
 
-pub(crate) const LONG: &[Scenario] =
-    &[("onion_twenty_dead_hops_are_left_at_once", || dead_hops(20))];
+pub(crate) const LONG: &[Scenario] = &[
+    ("onion_twenty_dead_hops_are_left_at_once", || dead_hops(20)),
+    ("onion_paths_that_degrade_often_are_left_each_time", || degradation(9)),
+];
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -221,15 +223,19 @@ fn ailing(report: &OnionReport) -> Vec<(String, Health, Option<String>)> {
     ill.map(|hop| (hop.name.clone(), hop.health, hop.why.clone())).collect()
 }
 
-fn degradation() -> Result<()> {
+fn degradation(rounds: usize) -> Result<()> {
     let mesh = connected("de")?;
-    let _pulse = pulse(&mesh, 20 * MS)?;
+    let _pulse = pulse(&mesh, 10 * MS)?;
     let good = Profile::delayed(LEG / 2);
     let slow = Profile { delay: good.delay + 75 * MS, ..good };
     let lossy = Profile { loss: 0.05, ..good };
-    for (what, spell, end) in
-        [("150 ms more", slow, 1), ("5 % loss", lossy, 0), ("5 % loss", lossy, 1)]
-    {
+    let spells = [
+        ("150 ms more", slow, 1),
+        ("5 % loss", lossy, 0),
+        ("150 ms more", slow, 0),
+        ("5 % loss", lossy, 1),
+    ];
+    for (round, (what, spell, end)) in spells.into_iter().cycle().take(rounds).enumerate() {
         let hops = prepared(&mesh)?;
         std::thread::sleep(5 * SECOND);
         let now = way(&mesh)?;
@@ -266,6 +272,10 @@ fn degradation() -> Result<()> {
         ensure!(shown.is_some(), "{what}: not shown within 5 s\n{}", told(&mesh));
         ensure!(wrong.is_empty(), "{what}: shown elsewhere: {wrong:?}\n{}", told(&mesh));
         change(good)?;
+        if round > 0 && round + 1 == rounds {
+            // The way back was seen.
+            break;
+        }
         // The path in use now gets a little worse, so that another is better.
         let now = way(&mesh)?;
         let ends = [place(&mesh, &now[0]), place(&mesh, &now[1])];

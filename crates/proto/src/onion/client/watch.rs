@@ -40,7 +40,9 @@ const SUSPECT_MS: u64 = 3_000;
 /// Exit and session are given up when no circuit to it answers for this long, ms.
 const EXIT_MS: u64 = 1_500;
 /// How long both circuits carry everything after a doubt, ms.
-const DOUBT_MS: u64 = 1_000;
+const DOUBT_MS: u64 = 2_000;
+/// How long a circuit that was left is watched as closely as the active one, ms.
+const AFTER_MS: u64 = 5_000;
 /// How long a circuit must be worse than the standby to be left, ms.
 const WORSE_MS: u64 = 1_000;
 /// How long the standby must be a little better, ms.
@@ -174,6 +176,7 @@ pub(super) struct Watch {
     /// Not preferred until then, ms, and how often it was.
     shunned_ms: u64,
     shuns: u32,
+    left_ms: u64,
     worse_since: Option<u64>,
     better_since: Option<u64>,
 }
@@ -196,6 +199,7 @@ impl Watch {
             loss: Default::default(),
             shunned_ms: 0,
             shuns: 0,
+            left_ms: 0,
             worse_since: None,
             better_since: None,
         }
@@ -264,8 +268,14 @@ impl Watch {
 
     /// It was left for being bad.
     pub(super) fn shun(&mut self, now: u64) {
+        self.left_ms = now;
         self.shunned_ms = now + (SHUN_MS << self.shuns.min(MOST_SHUNS));
         self.shuns += 1;
+    }
+
+    /// True right after it was left.
+    fn was_left(&self, now: u64) -> bool {
+        self.shuns > 0 && now < self.left_ms + AFTER_MS
     }
 
     /// False while it is shunned.
@@ -371,6 +381,7 @@ impl Client {
             let since = |hop: &HopWatch| now_us.saturating_sub(hop.asked_us) / 1000;
             let every = match running.phase {
                 Phase::Active if used => OTHERS_MS,
+                Phase::Standby if used && running.watch.was_left(now) => OTHERS_MS,
                 Phase::Standby if used => STANDBY_MS,
                 Phase::Retiring => u64::MAX,
                 _ => IDLE_MS,

@@ -13,6 +13,8 @@
 //! with what it knows of them), routes, DNS and kill switch of the host.
 
 mod build;
+mod judge;
+mod share;
 mod watch;
 
 #[cfg(test)]

@@ -325,11 +325,21 @@ fn dead_exit() -> Result<()> {
     let from = pulse.now();
     let began = Instant::now();
     mesh.crash(exit)?;
-    // A program that waits for an answer, and one that sends.
+    let (target, client) = (listener.local_addr()?, mesh.hosts[CLIENT].namespace().clone());
+    let connecting = std::thread::spawn(move || {
+        let began = Instant::now();
+        let made = client.run(|| TcpStream::connect_timeout(&target, 10 * SECOND).map(drop));
+        (began.elapsed(), made.expect("a namespace").map_err(|error| error.kind()))
+    });
+    // A program that waits for an answer.
     idle.set_read_timeout(Some(10 * SECOND))?;
     let reading = idle.read(&mut [0; 8]);
     let reset = began.elapsed();
     println!("  a waiting connection ends after {reset:.2?}: {reading:?}");
+    // And one that was about to connect: its next attempt gets through.
+    let connecting = connecting.join().expect("it does not panic");
+    println!("  a connection that was being made: {connecting:?}");
+    ensure!(connecting.1.is_ok() && connecting.0 <= 5 * SECOND, "{connecting:?}");
     let late = reading.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
     let next = wait(&mesh, "another exit", 10 * SECOND, |report| {
         report.exit.as_deref().is_some_and(|name| name != hops[2])
@@ -345,6 +355,23 @@ fn dead_exit() -> Result<()> {
     let lost = events(&mesh, "exit_lost")?;
     ensure!(lost.iter().any(|event| event.to_string().contains(&hops[2])), "{lost:?}");
     drop((near, far));
+    // The only exit that is wanted restarts: its sessions are forgotten.
+    let name = now[2].clone();
+    connect(&mesh, &name)?;
+    let (mut idle, _far) = open(&mesh, &listener)?;
+    let from = pulse.now();
+    mesh.restart(place(&mesh, &name))?;
+    idle.set_read_timeout(Some(20 * SECOND))?;
+    let reading = idle.read(&mut [0; 8]);
+    let late = reading.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
+    println!("  after a restart of the only exit: {reading:?} after {:.1?}", pulse.now() - from);
+    ensure!(!late, "the connection hangs\n{}", told(&mesh));
+    let came = wait(&mesh, "the same exit", 20 * SECOND, |report| {
+        path(report).last().is_some_and(|exit| *exit == name)
+    })?;
+    let (near, _far) = open(&mesh, &listener).with_context(|| told(&mesh))?;
+    println!("  and again over it {came:.1?} later");
+    drop(near);
     Ok(())
 }
 

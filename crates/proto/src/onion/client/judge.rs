@@ -113,11 +113,9 @@ impl Client {
         let Some(index) = self.position(Phase::Active) else { return };
         let running = &mut self.running[index];
         let last = running.path.len() - 1;
-        let (missing, oldest) = running.watch.overdue(now_us);
+        let missing = running.watch.overdue(now_us);
         let heard_us = running.circuit.last_rx_ms.load(Ordering::Relaxed).saturating_sub(1) * 1000;
-        let limit_us = running.watch.hops[last].limit_us();
-        let silent = oldest.is_some_and(|sent| heard_us < sent + limit_us / 2);
-        if (missing > 0 && silent) || missing >= MISSING {
+        if running.watch.is_silent(heard_us, now_us) || missing >= MISSING {
             return self.suspect(index, now_us, rng);
         }
         let progress = running.circuit.progress(last);

@@ -18,6 +18,9 @@ use super::{HopView, Running, ms};
 /// Added to what an answer should take before it counts as missing, ms.
 const GRACE_MS: u64 = 40;
 const LEAST_VARIANCE_MS: u64 = 30;
+/// However much times vary, twice the usual is waited in silence, and at least
+/// twice this, us.
+const LEAST_LIMIT_US: u64 = 60_000;
 /// How long a circuit that was left is watched as closely as the active one, ms.
 const AFTER_MS: u64 = 5_000;
 /// A circuit that was left for being bad is not preferred for this long, ms;
@@ -65,7 +68,7 @@ impl HopWatch {
     }
 
     /// How long an answer may take, us.
-    pub(super) fn limit_us(&self) -> u64 {
+    fn limit_us(&self) -> u64 {
         self.srtt_us + (4 * self.var_us).max(LEAST_VARIANCE_MS * 1000) + GRACE_MS * 1000
     }
 }
@@ -212,11 +215,11 @@ impl Watch {
         (silent > 4 * IDLE_MS * 1000, self.srtt_us())
     }
 
-    /// Marks what did not come in time; how many of the exit's echoes did not,
-    /// and when the oldest of them was sent.
-    pub(super) fn overdue(&mut self, now_us: u64) -> (usize, Option<u64>) {
+    /// Marks what did not come in time; how many of the exit's echoes did not
+    /// since it last answered.
+    pub(super) fn overdue(&mut self, now_us: u64) -> usize {
         let last = self.hops.len() - 1;
-        let (mut count, mut oldest) = (0, None);
+        let mut count = 0;
         for echo in &mut self.echoes {
             let limit = self.hops[echo.hop].limit_us();
             if now_us < echo.sent_us + limit {
@@ -226,16 +229,29 @@ impl Watch {
                 echo.missing = true;
                 self.hops[echo.hop].echoes.echo(true, now_us);
             }
-            if echo.hop == last && echo.sent_us > self.hops[last].heard_us {
-                count += 1;
-                oldest = oldest.or(Some(echo.sent_us));
-            }
+            count += usize::from(echo.hop == last && echo.sent_us > self.hops[last].heard_us);
         }
         // Late answers still tell the time for a while.
         while self.echoes.front().is_some_and(|e| now_us > e.sent_us + 10_000_000) {
             self.echoes.pop_front();
         }
-        (count, oldest)
+        count
+    }
+
+    /// True when the exit owes an answer and nothing at all came from it since;
+    /// `heard_us`: when anything last did.
+    pub(super) fn is_silent(&self, heard_us: u64, now_us: u64) -> bool {
+        let last = self.hops.len() - 1;
+        let hop = &self.hops[last];
+        let limit = hop.limit_us().min(2 * hop.srtt_us.max(LEAST_LIMIT_US) + GRACE_MS * 1000);
+        // What was under way when a node died arrives after the first echo that
+        // does not: so each of them is looked at.
+        self.echoes.iter().any(|echo| {
+            echo.hop == last
+                && echo.sent_us > hop.heard_us
+                && now_us >= echo.sent_us + limit
+                && heard_us < echo.sent_us + limit / 2
+        })
     }
 
     /// True when an echo to the exit is missing that was sent since it was heard.

@@ -90,3 +90,26 @@ fn a_single_lost_echo_is_no_reason_to_go() {
     }
     assert_eq!(moves(&world), 0, "{:?}", world.events);
 }
+
+#[test]
+fn an_exit_that_forgot_the_session_gets_a_new_one() {
+    let mut world = World::new(10, &[9]);
+    world.client.connect(1, world.now_us, &mut world.rng);
+    world.run(2_000, true);
+    let exit = world.place(2);
+    // It restarts at once: circuits and sessions are gone.
+    let tables = Arc::new(OnionTables::default());
+    let mut relay = Relay::new(SUITE, tables.clone());
+    relay.set_keys(vec![key(exit)]);
+    let duties = Duties { entry: true, relay: true, exit: true, draining: false, ipv6: false };
+    relay.set_duties(duties, 1);
+    (world.nodes[exit].tables, world.nodes[exit].relay) = (tables, relay);
+    let at = world.now_us;
+    world.run(20_000, true);
+    let lost = |event: &(u64, ClientEvent)| matches!(event.1, ClientEvent::ExitLost { .. });
+    assert!(world.events.iter().any(lost), "programs learn of it: {:?}", world.events);
+    assert!(world.gap_ms(at) < 15_000, "{} ms", world.gap_ms(at));
+    let until = world.now_us;
+    world.run(2_000, true);
+    assert!(world.gap_ms(until) < 100, "data comes back again");
+}

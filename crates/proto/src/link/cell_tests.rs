@@ -9,7 +9,7 @@ use warren_types::DropReason;
 
 use super::event::ToEngine;
 use super::fast_tests::{Memory, payload};
-use super::relay_tests::{Row, SUITE, underlay};
+use super::relay_tests::{Row, SUITE, overlay, underlay};
 use super::session::OVERHEAD;
 use crate::onion::cell::{CELL_LEN, CircuitId, Kind, plain};
 use crate::onion::circuit::{ClientCircuit, HopCircuit, Neighbour};
@@ -104,6 +104,27 @@ fn back(path: &mut Path, mut sent: Memory) -> Memory {
         sent = path.row.receive(i, &sent, underlay(i + 1));
     }
     sent
+}
+
+#[test]
+fn a_neighbour_that_is_reached_over_others_gets_its_cells_the_slow_way() {
+    let mut path = path(2);
+    let packet = outgoing(false, inner(false), b"x");
+    let over = |row: &Row, from: usize, to: usize| {
+        row.nodes[from].links[to].roam(warren_types::mesh_address(overlay(9)));
+    };
+    let staged = |io: &Memory, to: usize| {
+        let [ToEngine::Staged { peer, packets }, ..] = &io.events[..] else { panic!("{io:?}") };
+        assert_eq!((peer.node(), io.drops.len()), (Some(overlay(to)), 0), "{io:?}");
+        assert_eq!((packets.len(), packets[0].len()), (1, CELL_LEN));
+    };
+    // On its way through a hop.
+    let out = path.row.transmit(0, Vnet::default(), &packet);
+    over(&path.row, 1, 2);
+    staged(&path.row.receive(1, &out, underlay(0)), 2);
+    // And where it begins.
+    over(&path.row, 0, 1);
+    staged(&path.row.transmit(0, Vnet::default(), &packet), 1);
 }
 
 #[test]

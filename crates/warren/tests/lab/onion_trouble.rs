@@ -19,14 +19,16 @@ use crate::onion::{CLIENT, Part, cast_of, outside, path, place, report, seen_as,
 pub(crate) const SCENARIOS: &[Scenario] = &[
     ("onion_dead_hops_are_left_at_once", || dead_hops(4)),
     ("onion_rotation_loses_nothing", rotation),
-    ("onion_degraded_paths_are_left_and_taken_again", degradation),
+    ("onion_degraded_paths_are_left_and_taken_again", || degradation(2)),
     ("onion_a_dead_exit_is_replaced", dead_exit),
     ("onion_drained_nodes_are_left_in_peace", drained),
     ("onion_impossible_wishes_are_explained", impossible),
 ];
 
-pub(crate) const LONG: &[Scenario] =
-    &[("onion_twenty_dead_hops_are_left_at_once", || dead_hops(20))];
+pub(crate) const LONG: &[Scenario] = &[
+    ("onion_twenty_dead_hops_are_left_at_once", || dead_hops(20)),
+    ("onion_paths_that_degrade_often_are_left_each_time", || degradation(9)),
+];
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -221,15 +223,19 @@ fn ailing(report: &OnionReport) -> Vec<(String, Health, Option<String>)> {
     ill.map(|hop| (hop.name.clone(), hop.health, hop.why.clone())).collect()
 }
 
-fn degradation() -> Result<()> {
+fn degradation(rounds: usize) -> Result<()> {
     let mesh = connected("de")?;
-    let _pulse = pulse(&mesh, 20 * MS)?;
+    let _pulse = pulse(&mesh, 10 * MS)?;
     let good = Profile::delayed(LEG / 2);
     let slow = Profile { delay: good.delay + 75 * MS, ..good };
     let lossy = Profile { loss: 0.05, ..good };
-    for (what, spell, end) in
-        [("150 ms more", slow, 1), ("5 % loss", lossy, 0), ("5 % loss", lossy, 1)]
-    {
+    let spells = [
+        ("150 ms more", slow, 1),
+        ("5 % loss", lossy, 0),
+        ("150 ms more", slow, 0),
+        ("5 % loss", lossy, 1),
+    ];
+    for (round, (what, spell, end)) in spells.into_iter().cycle().take(rounds).enumerate() {
         let hops = prepared(&mesh)?;
         std::thread::sleep(5 * SECOND);
         let now = way(&mesh)?;
@@ -266,6 +272,10 @@ fn degradation() -> Result<()> {
         ensure!(shown.is_some(), "{what}: not shown within 5 s\n{}", told(&mesh));
         ensure!(wrong.is_empty(), "{what}: shown elsewhere: {wrong:?}\n{}", told(&mesh));
         change(good)?;
+        if round > 0 && round + 1 == rounds {
+            // The way back was seen.
+            break;
+        }
         // The path in use now gets a little worse, so that another is better.
         let now = way(&mesh)?;
         let ends = [place(&mesh, &now[0]), place(&mesh, &now[1])];
@@ -315,11 +325,21 @@ fn dead_exit() -> Result<()> {
     let from = pulse.now();
     let began = Instant::now();
     mesh.crash(exit)?;
-    // A program that waits for an answer, and one that sends.
+    let (target, client) = (listener.local_addr()?, mesh.hosts[CLIENT].namespace().clone());
+    let connecting = std::thread::spawn(move || {
+        let began = Instant::now();
+        let made = client.run(|| TcpStream::connect_timeout(&target, 10 * SECOND).map(drop));
+        (began.elapsed(), made.expect("a namespace").map_err(|error| error.kind()))
+    });
+    // A program that waits for an answer.
     idle.set_read_timeout(Some(10 * SECOND))?;
     let reading = idle.read(&mut [0; 8]);
     let reset = began.elapsed();
     println!("  a waiting connection ends after {reset:.2?}: {reading:?}");
+    // And one that was about to connect: its next attempt gets through.
+    let connecting = connecting.join().expect("it does not panic");
+    println!("  a connection that was being made: {connecting:?}");
+    ensure!(connecting.1.is_ok() && connecting.0 <= 5 * SECOND, "{connecting:?}");
     let late = reading.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
     let next = wait(&mesh, "another exit", 10 * SECOND, |report| {
         report.exit.as_deref().is_some_and(|name| name != hops[2])
@@ -335,6 +355,23 @@ fn dead_exit() -> Result<()> {
     let lost = events(&mesh, "exit_lost")?;
     ensure!(lost.iter().any(|event| event.to_string().contains(&hops[2])), "{lost:?}");
     drop((near, far));
+    // The only exit that is wanted restarts: its sessions are forgotten.
+    let name = now[2].clone();
+    connect(&mesh, &name)?;
+    let (mut idle, _far) = open(&mesh, &listener)?;
+    let from = pulse.now();
+    mesh.restart(place(&mesh, &name))?;
+    idle.set_read_timeout(Some(20 * SECOND))?;
+    let reading = idle.read(&mut [0; 8]);
+    let late = reading.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
+    println!("  after a restart of the only exit: {reading:?} after {:.1?}", pulse.now() - from);
+    ensure!(!late, "the connection hangs\n{}", told(&mesh));
+    let came = wait(&mesh, "the same exit", 20 * SECOND, |report| {
+        path(report).last().is_some_and(|exit| *exit == name)
+    })?;
+    let (near, _far) = open(&mesh, &listener).with_context(|| told(&mesh))?;
+    println!("  and again over it {came:.1?} later");
+    drop(near);
     Ok(())
 }
 

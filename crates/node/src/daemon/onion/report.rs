@@ -11,7 +11,7 @@ use super::super::{Daemon, unix_now};
 use crate::host::kill_switch;
 
 /// A hop on the way to which this share was lost is yellow, and red,
-const LOSSY: (f32, f32) = (0.03, 0.12);
+const LOSSY: (f32, f32) = (0.025, 0.12);
 /// as is one that adds so much more than it did at its best, ms: a part of it
 /// and at least so much.
 const SLOWER: (f64, f64) = (0.5, 25.0);
@@ -129,13 +129,19 @@ impl Daemon {
         });
         let patience = if view.phase == Phase::Active && used { SILENT_MS } else { SILENT_IDLE_MS };
         let (mut before, mut best_before) = (Some(0), Some(0));
+        // Who is behind a silent hop cannot be heard.
+        let mut unheard = false;
         let mut hops = Vec::new();
         for hop in &view.hops {
             let step =
                 |now: Option<u32>, before: Option<u32>| Some(millis(now?.saturating_sub(before?)));
             let added = step(hop.rtt_us, before);
             let best = step(hop.least_us, best_before);
-            let (health, why) = health(hop, added.zip(best), patience);
+            let (health, why) = match unheard {
+                true => (Health::Unknown, None),
+                false => health(hop, added.zip(best), patience),
+            };
+            unheard |= hop.silent_ms.is_some_and(|silent| silent > patience);
             (before, best_before) = (hop.rtt_us, hop.least_us);
             let id = self.suffix_node(&hop.node);
             let onion = id.and_then(|id| self.mesh.view(id)).and_then(|view| view.onion());

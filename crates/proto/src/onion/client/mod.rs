@@ -13,6 +13,8 @@
 //! with what it knows of them), routes, DNS and kill switch of the host.
 
 mod build;
+mod judge;
+mod share;
 mod watch;
 
 #[cfg(test)]
@@ -478,6 +480,13 @@ impl Client {
                 running.watch.answered(hop, token, (sent, received), now_us);
                 self.revived(index, hop, now_us);
             }
+            // It has forgotten the session, which cannot go on: numbers and
+            // connections are lost. A new one begins, over new circuits.
+            Answer::Linked { new: true, .. } if last && self.connected => {
+                let exit = self.running[index].path[hop].node;
+                self.begin_anew(exit, rng);
+                self.want(now_us);
+            }
             Answer::Linked { ipv6, .. } if last => self.linked(index, ipv6, now_us),
             Answer::Ended { reason } => {
                 // At the last hop: it refuses the session.
@@ -544,6 +553,12 @@ impl Client {
 
     /// The exit is given up; the next path may lead to another one.
     fn move_on(&mut self, exit: NodeSuffix, now_us: u64, rng: &mut dyn CryptoRng) {
+        self.begin_anew(exit, rng);
+        self.avoided.insert(exit, ms(now_us) + 60_000);
+    }
+
+    /// The session at `exit` is over; another takes its place.
+    fn begin_anew(&mut self, exit: NodeSuffix, rng: &mut dyn CryptoRng) {
         if self.connected {
             self.events.push_back(ClientEvent::ExitLost { exit });
         }
@@ -554,7 +569,6 @@ impl Client {
             }
         }
         self.new_session(rng);
-        self.avoided.insert(exit, ms(now_us) + 60_000);
         self.asked.clear();
     }
 

@@ -1,6 +1,8 @@
 //! A client and many hops on a virtual clock: links with delay and loss, nodes
 //! that die, get slow, or are drained.
 
+mod trouble;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashSet};
 use std::net::Ipv6Addr;

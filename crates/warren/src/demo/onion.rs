@@ -264,7 +264,9 @@ impl Teller<'_> {
         let pings = self.ping_all(3)?;
         let mut path = "";
         if self.narrator.scene().path.is_some() {
-            self.over_path(&Document::new(47, 256), |_| {})?;
+            let seen = self.over_path(&Document::new(47, 256), |_| {})?.seen_as;
+            let exit = IpAddr::from(self.stage.actors[FRANKFURT].place.ipv4());
+            ensure!(seen == exit, "the server saw {seen}; frankfurt is {exit}");
             path = ", the path carries on";
         }
         let code = self.stage.actors[SINGAPORE].node()?.invite()?;

@@ -433,6 +433,7 @@ mod tests {
             ("169.254.169.254", true, true),
             ("fe80::1", true, true),
             ("::", true, true),
+            ("240.0.0.7", true, true),
             ("198.19.0.7", false, true),
             ("192.168.1.1", false, true),
             ("100.64.0.1", false, true),

@@ -24,7 +24,7 @@ pub(crate) const SCENARIOS: &[Scenario] =
     &[("an_exit_translates_and_refuses", an_exit_translates_and_refuses)];
 
 const TUNNEL: &str = "w-exit";
-const LEASE: &str = "198.18.0.5";
+const LEASE: &str = "240.0.0.5";
 const LEASE_V6: &str = "fd77:6172:7265:6e01::5";
 const EXIT: &str = "203.0.113.1";
 const EXIT_V6: &str = "2001:db8::1";
@@ -61,7 +61,7 @@ impl World {
         let leases = [format!("{LEASE}/32").parse()?, format!("{LEASE_V6}/128").parse()?];
         inside.configure("t0", &leases, &up, None)?;
         exit.configure(TUNNEL, &["100.64.0.1/10".parse()?], &up, None)?;
-        for gateway in ["198.18.0.1", "fd77:6172:7265:6e01::1"] {
+        for gateway in ["240.0.0.1", "fd77:6172:7265:6e01::1"] {
             inside.run("ip", &["route", "add", gateway, "dev", "t0"])?;
             inside.run("ip", &["neigh", "add", gateway, "lladdr", far, "dev", "t0"])?;
             let family = if gateway.contains(':') { "-6" } else { "-4" };
@@ -94,7 +94,7 @@ impl World {
             netlink.add_route(&route)?;
         }
         // So that answers to leases would come back if they were not translated.
-        server.run("ip", &["route", "add", "198.18.0.0/15", "via", EXIT])?;
+        server.run("ip", &["route", "add", "240.0.0.0/16", "via", EXIT])?;
         // Link-local addresses are not used before they are known to be unique.
         eventually("link-local addresses", || {
             let mut waiting = String::new();
@@ -249,7 +249,7 @@ fn an_exit_translates_and_refuses() -> Result<()> {
         (EXIT, 53),
         ("100.64.0.1", 8080),
         ("100.64.0.9", 8080),
-        ("198.18.0.77", 8080),
+        ("240.0.0.77", 8080),
         ("192.0.0.1", 8080),
         ("192.168.7.7", 80),
         ("169.254.169.254", 80),
@@ -268,7 +268,7 @@ fn an_exit_translates_and_refuses() -> Result<()> {
 
     // Large answers are cut to what a cell's packet holds: refused on the way,
     // the sender learns the size.
-    let route = world.exit.run("ip", &["route", "show", "198.18.0.0/15"])?;
+    let route = world.exit.run("ip", &["route", "show", "240.0.0.0/16"])?;
     ensure!(route.contains("mtu lock 1280"), "{route}");
 
     // Another policy, while sessions run.
@@ -327,7 +327,7 @@ fn an_exit_translates_and_refuses() -> Result<()> {
     ensure!(before == after, "settings were not put back:\n{before}\n{after}");
     let rest = world.exit.run("nft", &["list", "ruleset"])?;
     ensure!(rest.trim().is_empty(), "{rest}");
-    let routes = world.exit.run("ip", &["route", "show", "198.18.0.0/15"])?;
+    let routes = world.exit.run("ip", &["route", "show", "240.0.0.0/16"])?;
     ensure!(routes.trim().is_empty(), "{routes}");
 
     // Killed with its helper: the next start puts things back.

@@ -19,7 +19,7 @@ use crate::names::{eventually, have};
 use crate::onion::{path, report};
 use crate::proxies::{
     SOCKS, STALLED, Server, as_nobody, connect_request, download, download_and, give_to_nobody,
-    pattern, socks,
+    pattern, request, socks,
 };
 
 pub(crate) const SCENARIOS: &[crate::Scenario] =
@@ -80,6 +80,51 @@ impl Resolver {
 impl Drop for Resolver {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Echoes datagrams on port 7; remembers who sent them.
+struct Echo {
+    at: Ipv4Addr,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Vec<IpAddr>>>,
+}
+
+impl Echo {
+    fn start(host: &Host, at: Ipv4Addr) -> Result<Self> {
+        let socket = host.namespace().run(|| UdpSocket::bind((at, 7)))??;
+        socket.set_read_timeout(Some(100 * MS))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let (mut buffer, mut senders) = ([0; 2000], Vec::new());
+            while !stopped.load(Ordering::Relaxed) {
+                let Ok((n, from)) = socket.recv_from(&mut buffer) else { continue };
+                senders.push(from.ip());
+                let _lost = socket.send_to(&buffer[..n], from);
+            }
+            senders
+        });
+        Ok(Self { at, stop, thread: Some(thread) })
+    }
+
+    /// Ends it; who sent.
+    fn senders(mut self) -> Vec<IpAddr> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn mesh_address(mesh: &Mesh, i: usize) -> Result<Ipv4Addr> {
+    match mesh.address(i)? {
+        IpAddr::V4(v4) => Ok(v4),
+        IpAddr::V6(v6) => bail!("{v6}"),
     }
 }
 
@@ -197,6 +242,26 @@ fn nodes_join_onion_paths() -> Result<()> {
     }
     let askers = resolver.askers();
     ensure!(!askers.is_empty() && askers.iter().all(|asker| *asker == exit), "{askers:?} asked");
+
+    // Datagrams, too; outside and in the mesh by turns from one association.
+    let echoing = Echo::start(&mesh.hosts[SERVER], at)?;
+    let meshwards = Echo::start(&mesh.hosts[1], mesh_address(&mesh, 1)?)?;
+    let (_control, relay) = socks(&mesh.hosts[CLIENT], None, &request(3, "0.0.0.0", 0))?
+        .map_err(|code| anyhow::anyhow!("association: {code}"))?;
+    let program = mesh.hosts[CLIENT].namespace().run(|| UdpSocket::bind("127.0.0.1:0"))??;
+    program.set_read_timeout(Some(Duration::from_secs(5)))?;
+    for (to, round) in [(&echoing, 1), (&meshwards, 2), (&echoing, 3), (&meshwards, 4)] {
+        let mut datagram = vec![0, 0, 0, 1];
+        datagram.extend_from_slice(&to.at.octets());
+        datagram.extend_from_slice(&7u16.to_be_bytes());
+        datagram.extend_from_slice(&[round; 900]);
+        program.send_to(&datagram, relay)?;
+        let mut buffer = [0; 2000];
+        let n = program.recv(&mut buffer).with_context(|| format!("round {round}"))?;
+        ensure!(buffer[..n] == datagram, "round {round}: {n} bytes");
+    }
+    ensure!(echoing.senders().iter().all(|sender| *sender == exit), "datagrams not of the exit");
+    drop(meshwards);
 
     // The policy lets private addresses be reached, but not the exit's own.
     let local = Server::start(&mesh.hosts[EXIT], SocketAddr::new(exit, 8000))?;

@@ -2,8 +2,9 @@
 //! connection it asked on.
 //!
 //! Invariants: only datagrams from the program's own host are taken, and after
-//! the first only from that port; one port of the stack for each family, whose
-//! datagrams reach the program wherever they come from.
+//! the first only from that port; one port of the stack for each family in the
+//! mesh and outside of it, whose datagrams reach the program wherever they come
+//! from.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,12 +17,10 @@ use crate::userspace::proxy::{Proxy, log_failure};
 use crate::userspace::stream::UdpSocket;
 use crate::userspace::{DialError, Isolation, MAX_DATAGRAM};
 
-/// The stack's sockets of one association.
+/// The stack's sockets of one association: in the mesh and outside, each for
+/// IPv4 and IPv6.
 #[derive(Default)]
-struct Sides {
-    v4: Option<UdpSocket>,
-    v6: Option<UdpSocket>,
-}
+struct Sides([Option<UdpSocket>; 4]);
 
 impl Sides {
     /// Sends, from a port that is bound when first needed.
@@ -33,8 +32,9 @@ impl Sides {
         isolation: &Isolation,
     ) -> Result<(), DialError> {
         let source = proxy.dialer.source_for(to.ip())?;
-        let side = if to.is_ipv4() { &mut self.v4 } else { &mut self.v6 };
-        // Another destination may need another address of ours.
+        let outside = proxy.dialer.stack().addresses().is_inner(source.address);
+        let side = &mut self.0[2 * usize::from(outside) + usize::from(to.is_ipv6())];
+        // Our addresses may have changed.
         if side.as_ref().is_none_or(|socket| socket.local().ip() != source.address) {
             *side = Some(proxy.dialer.stack().bind_udp(source.address, None, isolation)?);
         }
@@ -44,7 +44,7 @@ impl Sides {
         Ok(())
     }
 
-    /// The next datagram from either side.
+    /// The next datagram from any side.
     async fn receive(&mut self) -> (SocketAddr, Vec<u8>) {
         async fn one(side: &mut Option<UdpSocket>) -> (SocketAddr, Vec<u8>) {
             match side {
@@ -55,9 +55,12 @@ impl Sides {
                 None => std::future::pending().await,
             }
         }
+        let [a, b, c, d] = &mut self.0;
         tokio::select! {
-            received = one(&mut self.v4) => received,
-            received = one(&mut self.v6) => received,
+            received = one(a) => received,
+            received = one(b) => received,
+            received = one(c) => received,
+            received = one(d) => received,
         }
     }
 }

@@ -124,11 +124,12 @@ impl Client {
         let Some(standby) = self.best_standby(index, false, now_us) else { return };
         let standby = &self.running[standby];
         let (other, other_loss) = (standby.watch.srtt_us(), standby.watch.loss(now_us));
-        // What a standby loses does not show before it is used; what it takes does.
+        // What a standby loses hardly shows before it is used. While none can be
+        // trusted, another is built.
         let trusted = standby.watch.is_trusted(now);
-        let lossy = loss >= LOSSY && other_loss < loss / 2.0 && trusted;
-        let slower = rtt > other + other * 3 / 10 + 20_000;
-        let better = rtt > other + other / 5 + 5_000 && other_loss <= loss + LOSSY && trusted;
+        let lossy = trusted && loss >= LOSSY && other_loss < loss / 2.0;
+        let slower = trusted && rtt > other + other * 3 / 10 + 20_000;
+        let better = trusted && rtt > other + other / 5 + 5_000 && other_loss <= loss + LOSSY;
         let watch = &mut self.running[index].watch;
         let since = |mark: &mut Option<u64>, holds: bool| match (holds, *mark) {
             (true, None) => {

@@ -338,9 +338,9 @@ impl Client {
         let now = ms(now_us);
         let from = self.running[index].circuit.serial;
         let silent_ms = self.running[index].silent_ms(now);
-        let next = (0..self.running.len())
-            .filter(|i| *i != index && self.running[*i].phase == Phase::Standby)
-            .min_by_key(|i| self.running[*i].watch.rank(now_us));
+        // Whatever node is the trouble, it may be on others as well.
+        let doubt = matches!(reason, MoveReason::Silent | MoveReason::Ended);
+        let next = self.best_standby(index, doubt, now_us);
         let Some((session, _)) = &self.session else { return };
         let old = self.running[index].circuit.clone();
         let phase = match reason {

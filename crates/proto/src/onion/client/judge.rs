@@ -121,18 +121,15 @@ impl Client {
         let progress = running.circuit.progress(last);
         running.watch.loss[1].count(progress, now_us);
         let (rtt, loss) = (running.watch.srtt_us(), running.watch.loss(now_us));
-        let standby = self
-            .running
-            .iter()
-            .filter(|r| r.phase == Phase::Standby && r.dies_ms > now)
-            .min_by_key(|r| (!r.watch.is_trusted(now), r.watch.rank(now_us)));
-        let Some(standby) = standby else { return };
+        let Some(standby) = self.best_standby(index, false, now_us) else { return };
+        let standby = &self.running[standby];
         let (other, other_loss) = (standby.watch.srtt_us(), standby.watch.loss(now_us));
-        // What a standby loses does not show before it is used; what it takes does.
+        // What a standby loses hardly shows before it is used. While none can be
+        // trusted, another is built.
         let trusted = standby.watch.is_trusted(now);
-        let lossy = loss >= LOSSY && other_loss < loss / 2.0 && trusted;
-        let slower = rtt > other + other * 3 / 10 + 20_000;
-        let better = rtt > other + other / 5 + 5_000 && other_loss <= loss + LOSSY && trusted;
+        let lossy = trusted && loss >= LOSSY && other_loss < loss / 2.0;
+        let slower = trusted && rtt > other + other * 3 / 10 + 20_000;
+        let better = trusted && rtt > other + other / 5 + 5_000 && other_loss <= loss + LOSSY;
         let watch = &mut self.running[index].watch;
         let since = |mark: &mut Option<u64>, holds: bool| match (holds, *mark) {
             (true, None) => {
@@ -152,6 +149,18 @@ impl Client {
             let reason = if lossy { MoveReason::Lossy } else { MoveReason::Slower };
             self.leave(index, reason, now_us);
         }
+    }
+
+    /// Where to go from a circuit: with `doubt` rather where none of its nodes is.
+    pub(super) fn best_standby(&self, from: usize, doubt: bool, now_us: u64) -> Option<usize> {
+        let now = ms(now_us);
+        let key = |i: &usize| {
+            let it = &self.running[*i];
+            let shares = doubt && it.shares_with(&self.running[from]);
+            (it.dies_ms <= now, shares, !it.watch.is_trusted(now), it.watch.rank(now_us))
+        };
+        let standby = |i: &usize| *i != from && self.running[*i].phase == Phase::Standby;
+        (0..self.running.len()).filter(standby).min_by_key(key)
     }
 
     fn suspect(&mut self, index: usize, now_us: u64, rng: &mut dyn CryptoRng) {

@@ -74,7 +74,9 @@ fn a_short_path_that_loses_for_good_is_not_taken_again_and_again() {
     world.loss.insert((0, first), 0.06);
     world.run(120_000, true);
     let moves = moves(&world);
-    assert!((1..=6).contains(&moves), "{moves} moves in two minutes");
+    let all: Vec<_> =
+        world.events.iter().filter(|e| matches!(e.1, ClientEvent::Moved { .. })).collect();
+    assert!((1..=6).contains(&moves), "{moves} moves in two minutes: {all:#?}");
     assert!(!world.active().hops.iter().any(|hop| hop.node == suffix(overlay(first))));
 }
 

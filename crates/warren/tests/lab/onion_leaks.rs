@@ -18,7 +18,7 @@ use warren_types::api::OnionState;
 use crate::Scenario;
 use crate::host::Dice;
 use crate::mesh::Mesh;
-use crate::names::have;
+use crate::names::{eventually, have};
 use crate::onion::{CLIENT, Part, cast_of, cast_with, outside, place, report, server, wait};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
@@ -172,7 +172,8 @@ fn kills(mesh: &mut Mesh, rounds: u32) -> Result<()> {
             let open = beside(mesh)?;
             std::thread::sleep(100 * MS);
             ensure!(beside(mesh)? > open, "{what}: not lifted");
-            connect(mesh, "auto").context(what)?;
+            // Right after a start it has to hear of the others first.
+            eventually(&what, || Ok(connect(mesh, "auto").is_ok()))?;
             std::thread::sleep(50 * MS);
             before = beside(mesh)?;
             continue;

@@ -68,11 +68,18 @@ impl Beats {
     /// Median round-trip time of those sent in between.
     #[must_use]
     pub fn median_rtt(&self, from: Duration, until: Duration) -> Option<Duration> {
+        self.rtt_quantile(0.5, from, until)
+    }
+
+    /// The round-trip time that this share (0 to below 1) of those sent in between
+    /// did not exceed.
+    #[must_use]
+    pub fn rtt_quantile(&self, share: f64, from: Duration, until: Duration) -> Option<Duration> {
         let within = self.0.iter().filter(|beat| (from..until).contains(&beat.sent));
         let mut times: Vec<Duration> =
             within.filter_map(|beat| Some(beat.back?.saturating_sub(beat.sent))).collect();
         times.sort_unstable();
-        times.get(times.len() / 2).copied()
+        times.get((times.len() as f64 * share) as usize).copied()
     }
 
     /// When an answer first took less than `rtt`.

@@ -49,6 +49,19 @@ impl Iperf {
     /// # Errors
     /// When iperf3 is missing.
     pub fn start(client: &Host, server: &Host, address: IpAddr, seconds: u32) -> Result<Self> {
+        Self::start_with(client, server, address, &["-R", "-t", &seconds.to_string()])
+    }
+
+    /// The same with iperf3's own `options` for direction, time and the like.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(
+        client: &Host,
+        server: &Host,
+        address: IpAddr,
+        options: &[&str],
+    ) -> Result<Self> {
         let to = address.to_string();
         let mut command = server.command("iperf3");
         command.args(["-s", "-1", "-B", &to]).stdout(Stdio::null()).stderr(Stdio::null());
@@ -60,7 +73,7 @@ impl Iperf {
             Ok(listening(server_child.0.id(), &port))
         })?;
         let mut command = client.command("iperf3");
-        command.args(["-J", "-R", "-i", &REPORT.to_string(), "-t", &seconds.to_string()]);
+        command.args(["-J", "-i", &REPORT.to_string()]).args(options);
         command.args(["--connect-timeout", "5000", "-c", &to]);
         command.stdout(Stdio::piped()).stderr(Stdio::null());
         Ok(Self { client: KilledOnDrop(command.spawn()?), _server: server_child })

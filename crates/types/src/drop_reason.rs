@@ -80,6 +80,9 @@ reasons! {
     CellNoHop = "cell_no_hop",
     /// An inner packet of a circuit from or to an address it may not have.
     CellAddress = "cell_address",
+    /// A bulk packet through an onion path, so that its sender goes slower: the
+    /// queue before the narrowest link grew while something interactive waited.
+    Congestion = "congestion",
     /// No circuit is ready for a packet that may only leave through one.
     NoCircuit = "no_circuit",
     /// The kernel refused the datagram or frame.

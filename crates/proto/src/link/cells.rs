@@ -16,6 +16,7 @@ use super::event::{Outputs, ToEngine};
 use super::outbound::{Fate, Outbound};
 use super::peer::PeerLink;
 use super::tables::Routes;
+use crate::onion::aqm::{Class, QueueControl, Toward};
 use crate::onion::cell::{
     BACKWARD_LEN, CELL_LEN, CircuitId, FORWARD_LEN, HEADER_LEN, Kind, TEXT_LEN, parse, write_header,
 };
@@ -41,6 +42,25 @@ fn reason(error: CellError) -> DropReason {
     match error {
         CellError::Forged => DropReason::CellForged,
         CellError::Replay => DropReason::CellReplay,
+    }
+}
+
+/// Whose packets came in a text.
+#[derive(Debug, Clone, Copy)]
+enum Receiver<'a> {
+    /// Those of a session here: they go on under its lease.
+    Exit(Lease),
+    /// Our own.
+    Client(&'a QueueControl),
+}
+
+impl Receiver<'_> {
+    /// True when the packet is to be lost, so that its sender goes slower. One
+    /// that can be told so is marked instead.
+    fn refuses(self, ip: &Ip, packet: &mut [u8], now_ms: u64) -> bool {
+        let Self::Client(queue) = self else { return false };
+        queue.slows(Toward::Client, Class::of(ip, packet), now_ms)
+            && !rewrite::mark_congestion(ip, packet)
     }
 }
 
@@ -189,7 +209,7 @@ impl CellReader {
             }
             if session.stream.accept(sequence) {
                 let lease = session.lease;
-                let (packets, bytes) = self.deliver(io, around, text, Some(lease));
+                let (packets, bytes) = self.deliver(io, around, text, Receiver::Exit(lease));
                 session.stream.note_received(packets, bytes, around.now_ms);
             }
             return None;
@@ -231,7 +251,8 @@ impl CellReader {
             let session = around.tables.client.load();
             let Some(session) = session.as_ref() else { return Some(DropReason::NoCircuit) };
             if session.stream.accept(sequence) {
-                let (packets, bytes) = self.deliver(io, around, text, None);
+                let receiver = Receiver::Client(&session.queue);
+                let (packets, bytes) = self.deliver(io, around, text, receiver);
                 session.stream.note_received(packets, bytes, around.now_ms);
             }
             return None;
@@ -240,14 +261,13 @@ impl CellReader {
         None
     }
 
-    /// Hands the packets of a text to the TUN: at an exit under the session's
-    /// `lease`, at a client as they are. Returns how many and their bytes.
+    /// Hands the packets of a text to the TUN. Returns how many and their bytes.
     fn deliver(
         &mut self,
         io: &mut impl Outputs,
         around: &mut Around<'_>,
         text: &[u8],
-        lease: Option<Lease>,
+        receiver: Receiver<'_>,
     ) -> (u64, u64) {
         let (mut packets, mut bytes) = (0, 0);
         for (record, partial) in Records::of(text) {
@@ -255,11 +275,14 @@ impl CellReader {
             slot.copy_from_slice(record);
             let refused = match Ip::parse(slot) {
                 None => Some(DropReason::Malformed),
-                Some(ip) if !self.allowed(around.routes, &ip, slot, lease) => {
+                Some(ip) if !self.allowed(around.routes, &ip, slot, receiver) => {
                     Some(DropReason::CellAddress)
                 }
+                Some(ip) if receiver.refuses(&ip, slot, around.now_ms) => {
+                    Some(DropReason::Congestion)
+                }
                 Some(ip) => {
-                    if let Some(lease) = lease {
+                    if let Receiver::Exit(lease) = receiver {
                         let own = lease.address(ip.v6);
                         nat::replace(&ip, slot, Side::Source, own, partial);
                         nat::replace_quoted_destination(&ip, slot, client_address(ip.v6), own);
@@ -282,11 +305,11 @@ impl CellReader {
     }
 
     /// From the inner address to outside the mesh, or back.
-    fn allowed(&mut self, routes: &Routes, ip: &Ip, packet: &[u8], lease: Option<Lease>) -> bool {
+    fn allowed(&mut self, routes: &Routes, ip: &Ip, packet: &[u8], receiver: Receiver<'_>) -> bool {
         let (source, destination) = (ip.source(packet), ip.destination(packet));
-        let (inner, outer) = match lease {
-            Some(_) => (source, destination),
-            None => (destination, source),
+        let (inner, outer) = match receiver {
+            Receiver::Exit(_) => (source, destination),
+            Receiver::Client(_) => (destination, source),
         };
         if inner != client_address(ip.v6) {
             return false;
@@ -430,8 +453,18 @@ impl CellWriter {
             }
             return Some(Fate::TooBig(INNER_MTU as u16));
         }
+        // One class for all of a super-packet: it is the flow's.
+        let queue = match &way {
+            Way::Client(session, _) => Some((&session.queue, Class::of(ip, packet))),
+            Way::Exit(..) => None,
+        };
         for i in 0..plan.count() {
             let range = plan.build(i, packet);
+            let slow = queue.is_some_and(|(q, class)| q.slows(Toward::Exit, class, now_ms));
+            if slow && !rewrite::mark_congestion(ip, &mut packet[range.clone()]) {
+                io.dropped(DropReason::Congestion, 1);
+                continue;
+            }
             self.push(io, outbound, &way, &packet[range], plan.partial(), now_ms);
         }
         Some(Fate::Sent)

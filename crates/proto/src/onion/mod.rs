@@ -5,10 +5,12 @@
 //!   in a row.
 //! - [`payload`]: what is said under the layers.
 //! - [`circuit`], [`session`], [`tables`]: what workers share with the slow path.
+//! - [`aqm`]: which packets of a session are slowed down for the sake of others.
 //!
 //! Invariants: no I/O and no clock; nothing panics on outside bytes; a hop
 //! knows its neighbours only.
 
+pub mod aqm;
 pub mod cell;
 pub mod circuit;
 pub mod client;

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwapOption;
 
+use super::aqm::QueueControl;
 use super::circuit::{ClientCircuit, HopCircuit};
 use super::payload::MAX_SEQUENCE;
 use crate::link::replay::ReplayWindow;
@@ -190,6 +191,8 @@ pub struct ClientSession {
     pub active: ArcSwapOption<ClientCircuit>,
     /// While in doubt: every text goes over this one as well.
     pub also: ArcSwapOption<ClientCircuit>,
+    /// Keeps bulk traffic from delaying the rest.
+    pub queue: QueueControl,
 }
 
 #[cfg(test)]

@@ -31,15 +31,18 @@ pub fn apply_outer_ecn(ip: &Ip, packet: &mut [u8], outer_tos: u8) {
     }
 }
 
-fn mark_congestion(ip: &Ip, packet: &mut [u8]) {
+/// Tells the packet's receiver of congestion (RFC 3168); false when the packet
+/// does not declare itself capable, and is as it was.
+pub fn mark_congestion(ip: &Ip, packet: &mut [u8]) -> bool {
     if ip.tos(packet) & ECN_MASK == 0 {
-        return;
+        return false;
     }
     if ip.v6 {
         packet[1] |= CE << 4;
     } else {
         replace_v4(packet, 1, packet[1] | CE);
     }
+    true
 }
 
 /// Replaces one byte of an IPv4 header and mends its checksum.

@@ -26,6 +26,7 @@ mod network;
 mod onion;
 mod onion_knowledge;
 mod onion_leaks;
+mod onion_load;
 mod onion_trouble;
 mod onion_userspace;
 mod proxies;
@@ -126,6 +127,7 @@ fn main() -> ExitCode {
             exit::SCENARIOS,
             onion::SCENARIOS,
             onion_knowledge::SCENARIOS,
+            onion_load::SCENARIOS,
             onion_trouble::SCENARIOS,
             onion_leaks::SCENARIOS,
             onion_userspace::SCENARIOS,
@@ -139,6 +141,7 @@ fn main() -> ExitCode {
             rotation::LONG,
             host::LONG,
             userspace::LONG,
+            onion_load::LONG,
             onion_trouble::LONG,
             onion_leaks::LONG,
         ]

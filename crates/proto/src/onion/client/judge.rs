@@ -18,8 +18,10 @@ use super::{
 
 /// Between echoes to the exit while data flows and nothing comes back, ms.
 const EAGER_MS: u64 = 40;
-/// Between echoes for the round-trip time while data flows, ms.
+/// Between echoes for the round-trip time while data flows, ms; and while a queue
+/// is to be kept short.
 const BUSY_MS: u64 = 500;
+const CLOSE_MS: u64 = 50;
 /// Between rounds in which all hops are asked, of the active circuit and of the
 /// standby, while data flows.
 const OTHERS_MS: u64 = 1_000;
@@ -67,6 +69,8 @@ impl Client {
     fn send_echoes(&mut self, now_us: u64) {
         let now = ms(now_us);
         let used = self.in_use(now);
+        let close = self.session.as_ref().is_some_and(|(session, _)| session.queue.is_needed(now));
+        let busy_ms = if close { CLOSE_MS } else { BUSY_MS };
         for running in &mut self.running {
             let last = running.path.len() - 1;
             let quiet = running.silent_ms(now);
@@ -86,7 +90,7 @@ impl Client {
                 let since_ms = since(&running.watch.hops[hop]);
                 let due = match (running.phase, hop == last) {
                     (Phase::Active, true) if used => {
-                        (quiet >= EAGER_MS && since_ms >= EAGER_MS) || since_ms >= BUSY_MS
+                        (quiet >= EAGER_MS && since_ms >= EAGER_MS) || since_ms >= busy_ms
                     }
                     (Phase::Suspect, _) => since_ms >= EAGER_MS * 2,
                     (Phase::Active, false) if used => {

@@ -478,7 +478,14 @@ impl Client {
         match answer {
             Answer::EchoReply { token, received, sent, .. } => {
                 let running = &mut self.running[index];
-                running.watch.answered(hop, token, (sent, received), now_us);
+                let took_us = running.watch.answered(hop, token, (sent, received), now_us);
+                if let (Some(took_us), Some((session, _)), true, Phase::Active) =
+                    (took_us, &self.session, last, running.phase)
+                {
+                    let bytes = [&session.stream.tx_bytes, &session.stream.rx_bytes]
+                        .map(|bytes| bytes.load(Ordering::Relaxed));
+                    session.queue.sample(serial, took_us, bytes, ms(now_us));
+                }
                 self.revived(index, hop, now_us);
             }
             // It has forgotten the session, which cannot go on: numbers and

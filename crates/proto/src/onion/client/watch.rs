@@ -140,11 +140,16 @@ impl Watch {
         circuit.say(hop, &Request::Echo { token, active }.encode(), ms(now_us))
     }
 
-    pub(super) fn answered(&mut self, hop: usize, token: u64, forward: (u64, u64), now_us: u64) {
-        let Some(at) = self.echoes.iter().position(|e| e.token == token && e.hop == hop) else {
-            return;
-        };
-        let Some(echo) = self.echoes.remove(at) else { return };
+    /// Takes the answer to an echo; how long it took, us, when it was ours.
+    pub(super) fn answered(
+        &mut self,
+        hop: usize,
+        token: u64,
+        forward: (u64, u64),
+        now_us: u64,
+    ) -> Option<u64> {
+        let at = self.echoes.iter().position(|e| e.token == token && e.hop == hop)?;
+        let echo = self.echoes.remove(at)?;
         let watch = &mut self.hops[hop];
         let sample_us = now_us.saturating_sub(echo.sent_us);
         watch.rtt(sample_us, now_us);
@@ -159,6 +164,7 @@ impl Watch {
         if hop + 1 == self.hops.len() {
             self.loss[0].count(forward, now_us);
         }
+        Some(sample_us)
     }
 
     /// The larger of both directions; by echoes while nothing else is sent.

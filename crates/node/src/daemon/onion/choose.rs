@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use warren_proto::link::relay::NodeSuffix;
-use warren_proto::onion::client::{Hop, Purpose};
+use warren_proto::onion::client::{CircuitView, Hop, Purpose};
 use warren_proto::selection::{
-    Avoid, Choice, Constraints, ExitChoice, Input, Outcome, Seed, SelectionError, explain,
+    Avoid, Choice, Constraints, ExitChoice, Input, Outcome, Seed, SelectionError, choose,
+    explain,
 };
 use warren_types::NodeId;
 
@@ -22,9 +23,9 @@ const FAILURE: Duration = Duration::from_secs(600);
 const FAILED: f32 = 0.25;
 
 impl Daemon {
-    /// Nodes, ourselves, and what lies between; those that failed us lately have
-    /// less of a name.
-    fn world(&self) -> OnionWorld {
+    /// What a choice is made from: nodes, ourselves, and what lies between, the
+    /// guards kept up. Those that failed us lately have less of a name.
+    fn world(&mut self) -> OnionWorld {
         let mut world = self.onion_world();
         for candidate in &mut world.candidates {
             let failed = self.onion.failures.get(&candidate.id).map(|at| at.elapsed());
@@ -33,31 +34,37 @@ impl Daemon {
                 candidate.reputation *= FAILED + (1.0 - FAILED) * healed;
             }
         }
-        world
-    }
-
-    /// Chooses by `constraints`; what went into it is kept when `keep`.
-    fn select(&mut self, constraints: &Constraints, keep: bool) -> Result<Choice, SelectionError> {
-        let OnionWorld { own, candidates, measurements } = self.world();
         let now = unix_now().as_secs();
-        if self.onion.guards.maintain(&own, &candidates, now, &mut OsRandom)
+        if self.onion.guards.maintain(&world.own, &world.candidates, now, &mut OsRandom)
             && let Err(error) = self.store.save_list(GUARDS, &self.onion.guards)
         {
             tracing::warn!(%error, "the guards were not stored");
         }
+        world
+    }
+
+    /// Chooses by `constraints`; what went into it is kept when `keep`.
+    fn select(
+        &mut self,
+        world: &OnionWorld,
+        constraints: &Constraints,
+        keep: bool,
+    ) -> Result<Choice, SelectionError> {
         let input = Input {
-            own: &own,
-            candidates: &candidates,
-            measurements: &measurements,
+            own: &world.own,
+            candidates: &world.candidates,
+            measurements: &world.measurements,
             constraints,
             guards: (constraints.entry.is_none()).then_some(&self.onion.guards),
             standbys: 0,
         };
-        let explanation = explain(&input, Seed::generate(&mut OsRandom));
-        let outcome = explanation.outcome.clone();
-        if keep {
-            self.onion.explanation = Some(explanation);
+        let seed = Seed::generate(&mut OsRandom);
+        if !keep {
+            return choose(&input, seed);
         }
+        let explanation = explain(&input, seed);
+        let outcome = explanation.outcome.clone();
+        self.onion.explanation = Some(explanation);
         match outcome {
             Outcome::Chosen(choice) => Ok(choice),
             Outcome::Failed(error) => Err(error),
@@ -72,10 +79,12 @@ impl Daemon {
         }
     }
 
-    /// Checks that there is a path at all.
-    pub(super) fn try_select(&mut self) -> Result<Choice, SelectionError> {
-        let constraints = self.onion.constraints.clone();
-        self.select(&constraints, true)
+    /// Checks that there is a path at all. Why there is none can be explained,
+    /// unless there is a path in use: then that one's choice is.
+    pub(super) fn try_select(&mut self, constraints: &Constraints) -> Result<(), SelectionError> {
+        let world = self.world();
+        let idle = !self.onion.client.is_on();
+        self.select(&world, constraints, idle).map(drop)
     }
 
     /// A circuit wants nodes: rather none that `failed` or are `used` by another,
@@ -99,7 +108,8 @@ impl Daemon {
             // The user wants this exit and no other.
             return;
         }
-        let half: Vec<NodeId> = used.iter().copied().filter(|id| self.is_middle(*id)).collect();
+        let middles = self.middles();
+        let half: Vec<NodeId> = used.iter().copied().filter(|id| middles.contains(id)).collect();
         // What is done without, step by step.
         let steps: Vec<Vec<NodeId>> = match purpose {
             _ if strict => vec![[&failed[..], &used].concat()],
@@ -112,6 +122,7 @@ impl Daemon {
             Purpose::Standby => vec![[failed, used].concat()],
         };
         let active = purpose == Purpose::Active;
+        let world = self.world();
         let mut chosen = None;
         for soft in steps {
             let mut nodes = wish.avoid.nodes.clone();
@@ -121,7 +132,7 @@ impl Daemon {
                 avoid: Avoid { nodes, ..wish.avoid.clone() },
                 ..wish.clone()
             };
-            let choice = self.select(&constraints, active);
+            let choice = self.select(&world, &constraints, active);
             let found = choice.is_ok();
             chosen = Some(choice);
             if found {
@@ -155,12 +166,13 @@ impl Daemon {
         }
     }
 
-    /// True for a node between entry and exit of a circuit of ours.
-    fn is_middle(&self, id: NodeId) -> bool {
-        let node = self.suffix_of(id);
-        self.onion.client.circuits(self.now_us()).iter().any(|circuit| {
-            let hops = &circuit.hops;
-            hops.iter().skip(1).take(hops.len().saturating_sub(2)).any(|hop| Some(hop.node) == node)
-        })
+    /// The nodes between entry and exit of circuits of ours.
+    fn middles(&self) -> Vec<NodeId> {
+        let views = self.onion.client.circuits(self.now_us());
+        let between = |view: &CircuitView| -> Vec<NodeId> {
+            let middle = view.hops.iter().skip(1).take(view.hops.len().saturating_sub(2));
+            middle.filter_map(|hop| self.suffix_node(&hop.node)).collect()
+        };
+        views.iter().flat_map(between).collect()
     }
 }

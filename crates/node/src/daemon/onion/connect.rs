@@ -187,23 +187,23 @@ impl Daemon {
                     .to_owned(),
             ));
         }
-        self.onion.constraints = constraints;
         // Nothing is changed for a wish that nobody can fulfil.
-        if let Err(error) = self.try_select() {
+        if let Err(error) = self.try_select(&constraints) {
             let text = error.to_string();
-            match &self.onion.request {
-                Some(before) => {
-                    let before = before.clone();
-                    self.onion.constraints = self.constraints(&before)?;
-                }
-                None => self.onion.problem = Some(text.clone()),
+            if self.onion.request.is_none() {
+                self.onion.problem = Some(text.clone());
             }
             return Err(ApiError::Conflict(text));
         }
-        self.begin(request, &wanted)
+        self.begin(request, constraints, &wanted)
     }
 
-    fn begin(&mut self, request: ConnectRequest, wanted: &Connection) -> Result<(), ApiError> {
+    fn begin(
+        &mut self,
+        request: ConnectRequest,
+        constraints: Constraints,
+        wanted: &Connection,
+    ) -> Result<(), ApiError> {
         // Written down first: a daemon that is killed while it changes the machine
         // goes on with it, rather than leave it shut.
         self.remember(Some(&request));
@@ -222,6 +222,7 @@ impl Daemon {
         }
         self.reset_paths();
         self.onion.request = Some(request);
+        self.onion.constraints = constraints;
         self.onion.problem = None;
         self.onion.client.connect(SPARES, now_us, &mut OsRandom);
         self.readdress_paths();
@@ -333,10 +334,7 @@ impl Daemon {
         let Some(request) = self.onion.request.clone() else { return };
         let wish = self.constraints(&request);
         let began = match (wish, connection(&request)) {
-            (Ok(constraints), Ok(wanted)) => {
-                self.onion.constraints = constraints;
-                self.begin(request, &wanted)
-            }
+            (Ok(constraints), Ok(wanted)) => self.begin(request, constraints, &wanted),
             (Err(error), _) | (_, Err(error)) => Err(error),
         };
         if let Err(error) = began {

@@ -23,10 +23,11 @@ const MAX_PROFILES: usize = 100;
 /// Circuits to other exits that are kept in case ours dies.
 const SPARES: usize = 1;
 
-/// True when this machine has a way to the IPv6 internet beside the tunnel. No
-/// packet is sent.
-pub(super) fn has_ipv6_route(_interface: &str) -> bool {
-    let anywhere = SocketAddr::from((Ipv6Addr::new(0x2001, 0x4860, 0, 0, 0, 0, 0, 1), 9));
+/// True when this machine has a way to the IPv6 internet beside the tunnel: a
+/// route to the first address of 2000::/3, all that is assigned. No packet is
+/// sent.
+pub(super) fn has_ipv6_route() -> bool {
+    let anywhere = SocketAddr::from((Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 1), 9));
     UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).and_then(|socket| socket.connect(anywhere)).is_ok()
 }
 
@@ -175,11 +176,18 @@ impl Daemon {
         })
     }
 
+    /// What is wanted of the path and of the machine, if this node can do it.
+    fn understand(
+        &self,
+        request: &ConnectRequest,
+    ) -> Result<(Constraints, Connection), ApiError> {
+        self.refuse_machine_options(request)?;
+        Ok((self.constraints(request)?, connection(request)?))
+    }
+
     /// Begins a session, or goes on with other wishes.
     pub(in super::super) fn connect(&mut self, request: ConnectRequest) -> Result<(), ApiError> {
-        self.refuse_machine_options(&request)?;
-        let constraints = self.constraints(&request)?;
-        let wanted = connection(&request)?;
+        let (constraints, wanted) = self.understand(&request)?;
         if self.host.is_none() && self.userspace.is_none() && !request.proxy_only {
             return Err(ApiError::NotAllowed(
                 "this daemon may not change the machine's routes: run it as root or with \
@@ -332,11 +340,10 @@ impl Daemon {
             return;
         }
         let Some(request) = self.onion.request.clone() else { return };
-        let wish = self.constraints(&request);
-        let began = match (wish, connection(&request)) {
-            (Ok(constraints), Ok(wanted)) => self.begin(request, constraints, &wanted),
-            (Err(error), _) | (_, Err(error)) => Err(error),
-        };
+        // The daemon may have been started in another mode.
+        let began = self
+            .understand(&request)
+            .and_then(|(constraints, wanted)| self.begin(request, constraints, &wanted));
         if let Err(error) = began {
             self.onion.problem = Some(error.to_string());
         }

@@ -293,7 +293,7 @@ impl Daemon {
             relay: roles.has(Role::Relay),
             exit,
             draining: report.draining,
-            ipv6: exit && connect::has_ipv6_route(&self.interface),
+            ipv6: exit && connect::has_ipv6_route(),
         };
         let keys =
             self.onion_keys().map(|pair| StaticKey::from_bytes(pair.secret.expose())).collect();

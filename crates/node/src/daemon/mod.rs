@@ -542,6 +542,7 @@ impl Daemon {
         self.refresh_endpoints();
         self.keep_onion_keys();
         self.keep_session();
+        self.keep_led();
         self.keep_machine();
         self.keep_gate();
         if self.routes_kept.elapsed() >= ROUTES_EVERY {

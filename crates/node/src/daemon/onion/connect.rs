@@ -11,6 +11,7 @@ use warren_types::{Action, Coordinates, Country, Family, NodeId, Place, Protocol
 use super::super::Daemon;
 use super::super::host::Connection;
 use crate::api::ApiError;
+use crate::fault::Fault;
 use crate::host::Split;
 use crate::host::plan::{ControlGroup, PolicyRule, SplitMode, Transport};
 use crate::random::OsRandom;
@@ -217,7 +218,7 @@ impl Daemon {
         self.remember(Some(&request));
         if !request.proxy_only
             && self.host.is_some()
-            && let Err(fault) = self.connect_machine(wanted)
+            && let Err(fault) = self.lead_machine(wanted)
         {
             let before = self.onion.request.clone();
             self.remember(before.as_ref());
@@ -236,6 +237,31 @@ impl Daemon {
         self.readdress_paths();
         self.flush_onion();
         Ok(())
+    }
+
+    fn lead_machine(&mut self, wanted: &Connection) -> Result<(), Fault> {
+        let beside = self.mesh_prefixes();
+        self.connect_machine(wanted)?;
+        self.onion.led_beside = beside;
+        Ok(())
+    }
+
+    /// Leads the machine's traffic again when the mesh has other networks, which
+    /// are reached over links and not through the exit. To be called when they
+    /// may have changed, and now and then.
+    pub(in super::super) fn keep_led(&mut self) {
+        let Some(request) = self.onion.request.as_ref().filter(|request| !request.proxy_only)
+        else {
+            return;
+        };
+        let idle = self.host.is_none() || !self.onion.client.is_on();
+        if idle || self.onion.led_beside == self.mesh_prefixes() {
+            return;
+        }
+        let Ok(wanted) = connection(request) else { return };
+        if let Err(fault) = self.lead_machine(&wanted) {
+            tracing::warn!(%fault, "the machine's traffic does not follow the mesh's routes yet");
+        }
     }
 
     /// What a restarted daemon goes on with.

@@ -21,6 +21,7 @@ use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use warren_proto::link::peer::PeerLink;
 use warren_proto::link::relay::{NodeSuffix, suffix};
 use warren_proto::link::tables::{Routes, Tables};
@@ -48,6 +49,8 @@ pub(super) struct Onion {
     explanation: Option<Explanation>,
     problem: Option<String>,
     ipv6: bool,
+    /// The mesh's networks when the machine's traffic was last led past them.
+    led_beside: Vec<IpNet>,
     /// The names on each circuit, for what is told after it is gone.
     names: HashMap<u64, Vec<String>>,
     /// Exits and relays that failed lately, and when.
@@ -77,6 +80,7 @@ impl Onion {
             explanation: None,
             problem: None,
             ipv6: false,
+            led_beside: Vec::new(),
             names: HashMap::new(),
             failures: HashMap::new(),
             exit_policy: None,

@@ -71,6 +71,20 @@ impl Daemon {
         }
     }
 
+    /// Why there is no path, for people. Where nobody has a role that may only
+    /// mean that nobody was heard of yet.
+    pub(super) fn tell(&self, error: &SelectionError) -> String {
+        let unheard = !self.mesh.members().any(|view| view.id() != self.id);
+        match error {
+            SelectionError::Empty { considered: 0, .. } if unheard => {
+                "no other member is known yet: a node that has just started is still hearing of \
+                 the others (`warren status` shows them); try again in a moment"
+                    .to_owned()
+            }
+            error => error.to_string(),
+        }
+    }
+
     /// Loads the guards that were pinned before.
     pub(super) fn load_guards(&mut self) {
         match self.store.list(GUARDS) {
@@ -145,7 +159,7 @@ impl Daemon {
             Err(error) => {
                 tracing::debug!(%error, ?purpose, "no path");
                 if active {
-                    self.onion.problem = Some(error.to_string());
+                    self.onion.problem = Some(self.tell(&error));
                 }
                 return;
             }

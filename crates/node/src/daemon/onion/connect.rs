@@ -198,7 +198,7 @@ impl Daemon {
         }
         // Nothing is changed for a wish that nobody can fulfil.
         if let Err(error) = self.try_select(&constraints) {
-            let text = error.to_string();
+            let text = self.tell(&error);
             if self.onion.request.is_none() {
                 self.onion.problem = Some(text.clone());
             }

@@ -20,6 +20,7 @@ use crate::onion::cell::{
     BACKWARD_LEN, CELL_LEN, CircuitId, FORWARD_LEN, HEADER_LEN, Kind, TEXT_LEN, parse, write_header,
 };
 use crate::onion::circuit::{CLIENT_BUFFER, ClientCircuit, HopCircuit};
+use crate::onion::compartment::Compartment;
 use crate::onion::layer::{CellError, Opened};
 use crate::onion::payload::{
     Answer, HEAD_LEN, INNER_MTU, RECORD_HEAD, Records, Request, parse_data, write_data_head,
@@ -189,7 +190,7 @@ impl CellReader {
             }
             if session.stream.accept(sequence) {
                 let lease = session.lease;
-                let (packets, bytes) = self.deliver(io, around, text, Some(lease));
+                let (packets, bytes) = self.deliver(io, around, text, End::Exit(lease));
                 session.stream.note_received(packets, bytes, around.now_ms);
             }
             return None;
@@ -228,10 +229,13 @@ impl CellReader {
             if hop + 1 != circuit.hops() {
                 return Some(DropReason::CellForged);
             }
-            let session = around.tables.client.load();
-            let Some(session) = session.as_ref() else { return Some(DropReason::NoCircuit) };
+            let compartment = circuit.compartment;
+            let Some(session) = around.tables.own_session(compartment) else {
+                return Some(DropReason::NoCircuit);
+            };
             if session.stream.accept(sequence) {
-                let (packets, bytes) = self.deliver(io, around, text, None);
+                let end = End::Client(compartment);
+                let (packets, bytes) = self.deliver(io, around, text, end);
                 session.stream.note_received(packets, bytes, around.now_ms);
             }
             return None;
@@ -241,13 +245,14 @@ impl CellReader {
     }
 
     /// Hands the packets of a text to the TUN: at an exit under the session's
-    /// `lease`, at a client as they are. Returns how many and their bytes.
+    /// lease, at a client with its compartment's address. Returns how many and
+    /// their bytes.
     fn deliver(
         &mut self,
         io: &mut impl Outputs,
         around: &mut Around<'_>,
         text: &[u8],
-        lease: Option<Lease>,
+        end: End,
     ) -> (u64, u64) {
         let (mut packets, mut bytes) = (0, 0);
         for (record, partial) in Records::of(text) {
@@ -255,14 +260,12 @@ impl CellReader {
             slot.copy_from_slice(record);
             let refused = match Ip::parse(slot) {
                 None => Some(DropReason::Malformed),
-                Some(ip) if !self.allowed(around.routes, &ip, slot, lease) => {
+                Some(ip) if !self.allowed(around.routes, &ip, slot, end) => {
                     Some(DropReason::CellAddress)
                 }
                 Some(ip) => {
-                    if let Some(lease) = lease {
-                        let own = lease.address(ip.v6);
-                        nat::replace(&ip, slot, Side::Source, own, partial);
-                        nat::replace_quoted_destination(&ip, slot, client_address(ip.v6), own);
+                    if let Some(renamed) = Renamed::arriving(end, ip.v6) {
+                        renamed.apply(&ip, slot, partial);
                     }
                     if ip.total_len <= SMALL_PACKET {
                         rewrite::clamp_mss(&ip, slot, INNER_MTU, partial);
@@ -282,11 +285,11 @@ impl CellReader {
     }
 
     /// From the inner address to outside the mesh, or back.
-    fn allowed(&mut self, routes: &Routes, ip: &Ip, packet: &[u8], lease: Option<Lease>) -> bool {
+    fn allowed(&mut self, routes: &Routes, ip: &Ip, packet: &[u8], end: End) -> bool {
         let (source, destination) = (ip.source(packet), ip.destination(packet));
-        let (inner, outer) = match lease {
-            Some(_) => (source, destination),
-            None => (destination, source),
+        let (inner, outer) = match end {
+            End::Exit(_) => (source, destination),
+            End::Client(_) => (destination, source),
         };
         if inner != client_address(ip.v6) {
             return false;
@@ -294,8 +297,10 @@ impl CellReader {
         if self.outside == Some(outer) {
             return true;
         }
-        let outside =
-            routes.lookup(outer).is_none() && !routes.is_local(outer) && Lease::of(outer).is_none();
+        let outside = routes.lookup(outer).is_none()
+            && !routes.is_local(outer)
+            && Lease::of(outer).is_none()
+            && Compartment::of(outer).is_none();
         if outside {
             self.outside = Some(outer);
         }
@@ -307,6 +312,69 @@ fn dropped(fate: Fate) -> Option<DropReason> {
     match fate {
         Fate::Dropped(reason) => Some(reason),
         Fate::Sent | Fate::Staged | Fate::TooBig(_) => None,
+    }
+}
+
+/// Where the packets of a session come to light: at the exit or at the client.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Exit(Lease),
+    Client(Compartment),
+}
+
+impl End {
+    /// How this machine names the client; the wire has one name for all.
+    fn own(self, v6: bool) -> IpAddr {
+        match self {
+            Self::Exit(lease) => lease.address(v6),
+            Self::Client(compartment) => compartment.address(v6),
+        }
+    }
+}
+
+/// The client's address to be replaced in a packet, and in what an ICMP error
+/// in it quotes.
+#[derive(Debug, Clone, Copy)]
+struct Renamed {
+    side: Side,
+    from: IpAddr,
+    to: IpAddr,
+}
+
+impl Renamed {
+    /// From the wire's name to ours, in what a cell brought.
+    fn arriving(end: End, v6: bool) -> Option<Self> {
+        let side = match end {
+            End::Exit(_) => Side::Source,
+            End::Client(_) => Side::Destination,
+        };
+        Self { side, from: client_address(v6), to: end.own(v6) }.needed()
+    }
+
+    /// From ours to the wire's, in what a cell will carry.
+    fn leaving(end: End, v6: bool) -> Option<Self> {
+        let side = match end {
+            End::Exit(_) => Side::Destination,
+            End::Client(_) => Side::Source,
+        };
+        Self { side, from: end.own(v6), to: client_address(v6) }.needed()
+    }
+
+    fn needed(self) -> Option<Self> {
+        (self.from != self.to).then_some(self)
+    }
+
+    fn back(self) -> Self {
+        Self { from: self.to, to: self.from, ..self }
+    }
+
+    /// What is quoted went the other way.
+    fn apply(self, ip: &Ip, packet: &mut [u8], partial: bool) {
+        nat::replace(ip, packet, self.side, self.to, partial);
+        match self.side {
+            Side::Source => nat::replace_quoted_destination(ip, packet, self.from, self.to),
+            Side::Destination => nat::replace_quoted_source(ip, packet, self.from, self.to),
+        }
     }
 }
 
@@ -377,7 +445,8 @@ impl Default for CellWriter {
 
 impl CellWriter {
     /// Sends a frame from the TUN that no peer is the owner of: to a client's
-    /// lease, or out through our own session. `None` when it is neither.
+    /// lease, or out through the session of ours whose compartment it is from.
+    /// `None` when it is neither.
     #[allow(clippy::too_many_arguments, reason = "as Outbound::send")]
     pub(super) fn send(
         &mut self,
@@ -389,33 +458,23 @@ impl CellWriter {
         packet: &mut [u8],
         now_ms: u64,
     ) -> Option<Fate> {
-        let lease = Lease::of(ip.destination(packet));
-        let way = match lease {
+        let (end, way) = match Lease::of(ip.destination(packet)) {
             Some(lease) => {
                 let session = tables.session(lease)?;
-                match session.active.load_full() {
-                    Some(circuit) => Way::Exit(session, circuit),
-                    None => return Some(Fate::Dropped(DropReason::NoCircuit)),
-                }
+                let circuit = session.active.load_full();
+                (End::Exit(lease), circuit.map(|circuit| Way::Exit(session, circuit)))
             }
             None => {
-                let session = tables.client.load_full()?;
-                if ip.source(packet) != client_address(ip.v6) {
-                    return None;
-                }
-                match session.active.load_full() {
-                    Some(circuit) => Way::Client(session, circuit),
-                    None => return Some(Fate::Dropped(DropReason::NoCircuit)),
-                }
+                let compartment = Compartment::of(ip.source(packet))?;
+                let session = tables.own_session(compartment)?;
+                let circuit = session.active.load_full();
+                (End::Client(compartment), circuit.map(|circuit| Way::Client(session, circuit)))
             }
         };
-        let readdress = |packet: &mut [u8], from: IpAddr, to: IpAddr| {
-            nat::replace(ip, packet, Side::Destination, to, vnet.needs_csum);
-            nat::replace_quoted_source(ip, packet, from, to);
-        };
-        let ends = lease.map(|lease| (lease.address(ip.v6), client_address(ip.v6)));
-        if let Some((own, inner)) = ends {
-            readdress(packet, own, inner);
+        let Some(way) = way else { return Some(Fate::Dropped(DropReason::NoCircuit)) };
+        let renamed = Renamed::leaving(end, ip.v6);
+        if let Some(renamed) = renamed {
+            renamed.apply(ip, packet, vnet.needs_csum);
         }
         let Ok(plan) = Segments::plan(vnet, &packet[..ip.total_len], Checksums::Partial) else {
             return Some(Fate::Dropped(DropReason::Malformed));
@@ -425,8 +484,8 @@ impl CellWriter {
         }
         if plan.largest() > INNER_MTU {
             // What is said of it must name it as the sender knows it.
-            if let Some((own, inner)) = ends {
-                readdress(packet, inner, own);
+            if let Some(renamed) = renamed {
+                renamed.back().apply(ip, packet, vnet.needs_csum);
             }
             return Some(Fate::TooBig(INNER_MTU as u16));
         }

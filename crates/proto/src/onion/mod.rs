@@ -5,6 +5,7 @@
 //!   in a row.
 //! - [`payload`]: what is said under the layers.
 //! - [`circuit`], [`session`], [`tables`]: what workers share with the slow path.
+//! - [`compartment`]: several sessions of one client.
 //!
 //! Invariants: no I/O and no clock; nothing panics on outside bytes; a hop
 //! knows its neighbours only.
@@ -12,6 +13,7 @@
 pub mod cell;
 pub mod circuit;
 pub mod client;
+pub mod compartment;
 pub mod handshake;
 pub mod keys;
 pub mod layer;

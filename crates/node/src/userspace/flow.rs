@@ -19,7 +19,6 @@ use smoltcp::socket::tcp::{self, CongestionControl, Socket, SocketBuffer, State}
 use smoltcp::time::{Duration as StackSpan, Instant as StackTime};
 use smoltcp::wire::{HardwareAddress, IpCidr, IpListenEndpoint};
 
-use super::Isolation;
 use super::packet::{IcmpKind, Packet};
 use super::wire::{Port, Wire};
 
@@ -74,13 +73,11 @@ pub(super) struct Opening {
     /// Bytes that wait in each direction at most: the window.
     pub(super) buffer: usize,
     pub(super) seed: u64,
-    pub(super) isolation: Isolation,
 }
 
 pub(super) struct Flow {
     pub(super) key: FlowKey,
     pub(super) number: u64,
-    pub(super) isolation: Isolation,
     mtu: usize,
     state: Mutex<Inner>,
 }
@@ -198,7 +195,7 @@ impl Flow {
             armed: None,
             released: false,
         });
-        Ok(Self { key, number, isolation: opening.isolation, mtu: opening.mtu, state })
+        Ok(Self { key, number, mtu: opening.mtu, state })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

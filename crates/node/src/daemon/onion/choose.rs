@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use warren_proto::link::relay::NodeSuffix;
-use warren_proto::onion::client::{CircuitView, Hop, Purpose};
+use warren_proto::onion::client::{Hop, Purpose};
+use warren_proto::onion::compartment::Compartment;
 use warren_proto::selection::{
-    Avoid, Choice, Constraints, ExitChoice, Input, Outcome, Seed, SelectionError, choose,
-    explain,
+    Avoid, Choice, Constraints, ExitChoice, Input, Outcome, Seed, SelectionError, choose, explain,
 };
 use warren_types::NodeId;
 
@@ -105,6 +105,7 @@ impl Daemon {
     /// and with `strict` none at all then.
     pub(super) fn choose_path(
         &mut self,
+        compartment: Compartment,
         purpose: Purpose,
         exit: Option<NodeSuffix>,
         failed: &[NodeSuffix],
@@ -122,10 +123,12 @@ impl Daemon {
             // The user wants this exit and no other.
             return;
         }
-        let middles = self.middles();
-        let half: Vec<NodeId> = used.iter().copied().filter(|id| middles.contains(id)).collect();
+        let own = self.between(|at| at == compartment);
+        let half: Vec<NodeId> =
+            used.iter().copied().filter(|id| own.middles.contains(id)).collect();
+        let others = self.between(|at| at != compartment);
         // What is done without, step by step.
-        let steps: Vec<Vec<NodeId>> = match purpose {
+        let mut steps: Vec<Vec<NodeId>> = match purpose {
             _ if strict => vec![[&failed[..], &used].concat()],
             Purpose::Active => vec![failed, Vec::new()],
             Purpose::Spare => vec![[&failed[..], &used].concat(), failed],
@@ -135,7 +138,15 @@ impl Daemon {
             }
             Purpose::Standby => vec![[failed, used].concat()],
         };
+        // What other sessions use is done without first: they are to have little in
+        // common but the guards.
+        if !others.exits.is_empty() {
+            let first = steps.first().cloned().unwrap_or_default();
+            steps.insert(0, [&first[..], &others.exits].concat());
+            steps.insert(0, [&first[..], &others.exits, &others.middles].concat());
+        }
         let active = purpose == Purpose::Active;
+        let keep = active && compartment == Compartment::DEFAULT;
         let world = self.world();
         let mut chosen = None;
         for soft in steps {
@@ -146,7 +157,7 @@ impl Daemon {
                 avoid: Avoid { nodes, ..wish.avoid.clone() },
                 ..wish.clone()
             };
-            let choice = self.select(&world, &constraints, active);
+            let choice = self.select(&world, &constraints, keep);
             let found = choice.is_ok();
             chosen = Some(choice);
             if found {
@@ -159,7 +170,11 @@ impl Daemon {
             Err(error) => {
                 tracing::debug!(%error, ?purpose, "no path");
                 if active {
-                    self.onion.problem = Some(self.tell(&error));
+                    let problem = Some(self.tell(&error));
+                    match self.onion.isolated.get_mut(&compartment) {
+                        Some(session) => session.problem = problem,
+                        None => self.onion.problem = problem,
+                    }
                 }
                 return;
             }
@@ -175,18 +190,32 @@ impl Daemon {
         };
         let now_us = self.now_us();
         let around = super::Around { routes: self.onion.routes(), mesh: &self.mesh };
-        if !self.onion.client.build(path, purpose, &around, now_us, &mut OsRandom) {
+        let client = self.onion.client_in(compartment);
+        if !client.is_some_and(|one| one.build(path, purpose, &around, now_us, &mut OsRandom)) {
             tracing::debug!(?purpose, "the path could not be begun");
         }
     }
 
-    /// The nodes between entry and exit of circuits of ours.
-    fn middles(&self) -> Vec<NodeId> {
-        let views = self.onion.client.circuits(self.now_us());
-        let between = |view: &CircuitView| -> Vec<NodeId> {
-            let middle = view.hops.iter().skip(1).take(view.hops.len().saturating_sub(2));
-            middle.filter_map(|hop| self.suffix_node(&hop.node)).collect()
-        };
-        views.iter().flat_map(between).collect()
+    /// The nodes behind the entries of the circuits of some of our sessions.
+    fn between(&self, of: impl Fn(Compartment) -> bool) -> Behind {
+        let now_us = self.now_us();
+        let mut behind = Behind::default();
+        for (_, client) in self.onion.clients().filter(|(at, _)| of(*at)) {
+            for view in client.circuits(now_us) {
+                let mut hops = view.hops.iter().filter_map(|hop| self.suffix_node(&hop.node));
+                let _entry = hops.next();
+                let mut hops: Vec<NodeId> = hops.collect();
+                behind.exits.extend(hops.pop());
+                behind.middles.extend(hops);
+            }
+        }
+        behind
     }
+}
+
+/// Nodes of circuits, without the entries.
+#[derive(Debug, Default)]
+struct Behind {
+    middles: Vec<NodeId>,
+    exits: Vec<NodeId>,
 }

@@ -178,10 +178,7 @@ impl Daemon {
     }
 
     /// What is wanted of the path and of the machine, if this node can do it.
-    fn understand(
-        &self,
-        request: &ConnectRequest,
-    ) -> Result<(Constraints, Connection), ApiError> {
+    fn understand(&self, request: &ConnectRequest) -> Result<(Constraints, Connection), ApiError> {
         self.refuse_machine_options(request)?;
         Ok((self.constraints(request)?, connection(request)?))
     }
@@ -226,6 +223,7 @@ impl Daemon {
         }
         let now_us = self.now_us();
         if self.onion.client.is_on() {
+            self.end_isolated();
             self.onion.client.disconnect(now_us);
             self.end_connections();
         }
@@ -275,6 +273,7 @@ impl Daemon {
     pub(in super::super) fn disconnect(&mut self) -> Result<(), ApiError> {
         let was_on = self.onion.request.take().is_some();
         let now_us = self.now_us();
+        self.end_isolated();
         self.reset_paths();
         self.onion.client.disconnect(now_us);
         self.onion.problem = None;
@@ -328,7 +327,7 @@ impl Daemon {
         Ok(profiles)
     }
 
-    /// Takes other circuits, the session moving to them when they are there.
+    /// Takes other circuits, all sessions moving to them when they are there.
     pub(in super::super) fn rotate_path(&mut self) -> Result<(), ApiError> {
         if !self.onion.client.is_on() {
             return Err(ApiError::Conflict(
@@ -336,7 +335,9 @@ impl Daemon {
             ));
         }
         let now_us = self.now_us();
-        self.onion.client.rotate(now_us);
+        for (_, client) in self.onion.clients_mut() {
+            client.rotate(now_us);
+        }
         self.flush_onion();
         Ok(())
     }

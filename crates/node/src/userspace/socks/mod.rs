@@ -15,10 +15,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::Isolation;
 use super::address::NoSource;
 use super::dial::{Destination, DialError};
 use super::flow::ConnectError;
+use super::isolation::{Isolation, IsolationError};
 use super::lookup::LookupError;
 use super::proxy::{GREETING_PATIENCE, Proxy, join, log_failure};
 use wire::{Command, MAX_MESSAGE, Malformed, Parsed, Reply, Request};
@@ -138,12 +138,15 @@ fn code(error: DialError) -> Reply {
         | DialError::Lookup(LookupError::Missing)
         | DialError::NoSource(NoSource::NoFamily) => Reply::HostUnreachable,
         DialError::Connect(ConnectError::Prohibited)
-        | DialError::NoSource(NoSource::NotUnicast) => Reply::NotAllowed,
+        | DialError::NoSource(NoSource::NotUnicast)
+        | DialError::Isolation(IsolationError::TooMany) => Reply::NotAllowed,
         DialError::Connect(ConnectError::TimedOut) => Reply::TimedOut,
         DialError::Connect(ConnectError::TooMany) | DialError::Lookup(LookupError::Failed) => {
             Reply::Failure
         }
-        DialError::NoSource(NoSource::NotConnected) | DialError::ForeignName => {
+        DialError::NoSource(NoSource::NotConnected)
+        | DialError::ForeignName
+        | DialError::Isolation(IsolationError::NotConnected | IsolationError::TimedOut) => {
             Reply::NetworkUnreachable
         }
     }

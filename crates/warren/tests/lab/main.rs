@@ -24,6 +24,7 @@ mod names;
 mod nat;
 mod network;
 mod onion;
+mod onion_isolation;
 mod onion_knowledge;
 mod onion_leaks;
 mod onion_trouble;
@@ -125,6 +126,7 @@ fn main() -> ExitCode {
             host::SCENARIOS,
             exit::SCENARIOS,
             onion::SCENARIOS,
+            onion_isolation::SCENARIOS,
             onion_knowledge::SCENARIOS,
             onion_trouble::SCENARIOS,
             onion_leaks::SCENARIOS,

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use warren_proto::link::relay::NodeSuffix;
-use warren_proto::onion::client::{Hop, Purpose};
+use warren_proto::onion::client::{CircuitView, Hop, Phase, Purpose};
 use warren_proto::onion::compartment::Compartment;
 use warren_proto::selection::{
     Avoid, Choice, Constraints, ExitChoice, Input, Outcome, Seed, SelectionError, choose, explain,
@@ -123,10 +123,14 @@ impl Daemon {
             // The user wants this exit and no other.
             return;
         }
-        let own = self.between(|at| at == compartment);
+        let own = self.between(|at, _| at == compartment);
         let half: Vec<NodeId> =
             used.iter().copied().filter(|id| own.middles.contains(id)).collect();
-        let others = self.between(|at| at != compartment);
+        // A spare circuit is not used, and may never be.
+        let unused = |view: &CircuitView| {
+            view.purpose == Purpose::Spare && matches!(view.phase, Phase::Building | Phase::Ready)
+        };
+        let others = self.between(|at, view| at != compartment && !unused(view));
         // What is done without, step by step.
         let mut steps: Vec<Vec<NodeId>> = match purpose {
             _ if strict => vec![[&failed[..], &used].concat()],
@@ -196,12 +200,12 @@ impl Daemon {
         }
     }
 
-    /// The nodes behind the entries of the circuits of some of our sessions.
-    fn between(&self, of: impl Fn(Compartment) -> bool) -> Behind {
+    /// The nodes behind the entries of some circuits of our sessions.
+    fn between(&self, of: impl Fn(Compartment, &CircuitView) -> bool) -> Behind {
         let now_us = self.now_us();
         let mut behind = Behind::default();
-        for (_, client) in self.onion.clients().filter(|(at, _)| of(*at)) {
-            for view in client.circuits(now_us) {
+        for (at, client) in self.onion.clients() {
+            for view in client.circuits(now_us).iter().filter(|view| of(at, view)) {
                 let mut hops = view.hops.iter().filter_map(|hop| self.suffix_node(&hop.node));
                 let _entry = hops.next();
                 let mut hops: Vec<NodeId> = hops.collect();

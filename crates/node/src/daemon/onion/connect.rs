@@ -21,8 +21,8 @@ const SESSION: &str = "session.json";
 /// The file of the profiles, and most of them.
 const PROFILES: &str = "profiles.json";
 const MAX_PROFILES: usize = 100;
-/// Circuits to other exits that are kept in case ours dies.
-const SPARES: usize = 1;
+/// Circuits to other exits that each session keeps in case its own dies.
+pub(super) const SPARES: usize = 1;
 
 /// True when this machine has a way to the IPv6 internet beside the tunnel: a
 /// route to the first address of 2000::/3, all that is assigned. No packet is

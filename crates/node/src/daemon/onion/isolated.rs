@@ -18,14 +18,10 @@ use warren_proto::onion::client::{Client, ClientEvent};
 use warren_proto::onion::compartment::Compartment;
 
 use super::super::Daemon;
+use super::connect::SPARES;
 use super::{Onion, move_reason};
 use crate::random::OsRandom;
 use crate::userspace::isolation::{IDLE_MINUTES, Isolation, IsolationError, MAX_ISOLATED, Wanted};
-
-/// Circuits to other exits that are kept in case one dies: none. The exit's
-/// death costs a user name the seconds that a new path takes, and the network
-/// is spared circuits that nobody may ever use.
-const SPARES: usize = 0;
 
 /// One such session.
 pub(super) struct Isolated {

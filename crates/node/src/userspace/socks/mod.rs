@@ -120,7 +120,10 @@ async fn connect(
 ) -> io::Result<()> {
     match proxy.dialer.dial(to, isolation).await {
         Ok(mut remote) => {
-            stream.write_all(&wire::reply(Reply::Succeeded, remote.local())).await?;
+            // An inner address says nothing but which user name's it is.
+            let inner = proxy.dialer.stack().addresses().is_inner(remote.local().ip());
+            let bound = if inner { NOWHERE } else { remote.local() };
+            stream.write_all(&wire::reply(Reply::Succeeded, bound)).await?;
             join(stream, &mut remote).await
         }
         Err(error) => {

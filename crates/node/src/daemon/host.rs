@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::Daemon;
 use crate::fault::{Fault, FaultKind};
 use crate::host::kill_switch;
-use crate::host::plan::{PolicyRule, RESOLVER_V4, RESOLVER_V6};
+use crate::host::plan::PolicyRule;
 use crate::host::{
     Companion, ConnectPlan, ExitPlan, HostState, KillSwitchPlan, Split, TakeoverPlan,
 };
@@ -134,7 +134,3 @@ impl Daemon {
         })
     }
 }
-
-/// Where an exit answers questions, as a client asks.
-pub(super) const EXIT_RESOLVERS: [std::net::IpAddr; 2] =
-    [std::net::IpAddr::V4(RESOLVER_V4), std::net::IpAddr::V6(RESOLVER_V6)];

@@ -58,9 +58,7 @@ impl Daemon {
             }
         }
     }
-}
 
-impl Daemon {
     /// Leads the machine's traffic into our interface, or changes how. Again
     /// after every change of routes, and now and then: other programs clean up
     /// packet filters and `resolv.conf`.
@@ -121,9 +119,7 @@ impl Daemon {
     pub(super) fn mesh_prefixes(&self) -> Vec<IpNet> {
         self.prefixes.iter().chain(self.subnets.in_force.keys()).copied().collect()
     }
-}
 
-impl Daemon {
     fn companion(&mut self) -> Result<&mut Companion, Fault> {
         self.host.as_mut().ok_or_else(|| {
             Fault::new(

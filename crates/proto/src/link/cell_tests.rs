@@ -196,14 +196,20 @@ fn what_is_too_big_or_not_the_client_s_stays() {
     assert_eq!(io.frames.len(), 1, "ICMP says so");
     let foreign = outgoing(false, "10.0.0.1".parse().unwrap(), b"mesh address");
     assert_eq!(path.row.transmit(0, Vnet::default(), &foreign).drops[0].0, DropReason::NoRoute);
-    path.client.open.store(false, Ordering::Relaxed);
     let packet = outgoing(false, inner(false), b"closed");
-    let io = path.row.transmit(0, Vnet::default(), &packet);
-    assert_eq!((io.drops[0].0, io.sent.len()), (DropReason::NoCircuit, 0));
-    path.client.open.store(true, Ordering::Relaxed);
     path.client.active.store(None);
     let io = path.row.transmit(0, Vnet::default(), &packet);
     assert_eq!((io.drops[0].0, io.sent.len()), (DropReason::NoCircuit, 0));
+    // To a lease: the answer names the packet as the network behind us knows it.
+    path.exit.active.store(Some(path.hops[1].clone()));
+    for v6 in [false, true] {
+        let big = incoming(v6, lease(v6), &payload(1300));
+        let io = path.row.transmit(2, Vnet::default(), &big);
+        assert_eq!(io.drops, [(DropReason::TooBig, 1)]);
+        let answer = &io.frames[0][VNET_LEN..];
+        let quoted = &answer[if v6 { 48 } else { 28 }..];
+        assert_eq!(quoted[..60], big[..60], "as it came, checksums included");
+    }
     let unleased = incoming(false, "240.0.0.10".parse().unwrap(), b"nobody");
     assert_eq!(path.row.transmit(2, Vnet::default(), &unleased).drops[0].0, DropReason::NoRoute);
 }

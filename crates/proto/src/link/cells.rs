@@ -9,7 +9,6 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use warren_types::DropReason;
 
@@ -26,7 +25,7 @@ use crate::onion::payload::{
     Answer, HEAD_LEN, INNER_MTU, RECORD_HEAD, Records, Request, parse_data, write_data_head,
     write_record_head,
 };
-use crate::onion::session::{CLIENT_V4, CLIENT_V6, ClientSession, ExitSession, Lease, Stream};
+use crate::onion::session::{ClientSession, ExitSession, Lease, Stream, client_address};
 use crate::onion::tables::{Entry, OnionTables};
 use crate::packet::gather::Gather;
 use crate::packet::ip::Ip;
@@ -38,19 +37,11 @@ use crate::packet::vnet::Vnet;
 /// Packets up to this size are looked at for a TCP SYN.
 const SMALL_PACKET: usize = 128;
 
-/// ECN and DSCP of all cells. What came with a cell is not passed on: anybody on
-/// the way can write it, and would know the cell again behind other hops.
-const TOS: u8 = 0;
-
 fn reason(error: CellError) -> DropReason {
     match error {
         CellError::Forged => DropReason::CellForged,
         CellError::Replay => DropReason::CellReplay,
     }
-}
-
-fn client_address(v6: bool) -> IpAddr {
-    if v6 { CLIENT_V6.into() } else { CLIENT_V4.into() }
 }
 
 /// Opens cells. One per worker thread.
@@ -143,7 +134,7 @@ impl CellReader {
                 circuit.pass_back(cell, now_ms);
                 OnionTables::count(&around.tables.cells.backward, 1);
                 let to = &circuit.previous.peer;
-                let fate = around.outbound.cell(io, to, cell, TOS, now_ms);
+                let fate = around.outbound.cell(io, to, cell, now_ms);
                 around.gather.cancel();
                 dropped(fate)
             }
@@ -178,7 +169,7 @@ impl CellReader {
         let Some(next) = next.as_ref() else { return Some(DropReason::CellNoHop) };
         write_header(cell, Kind::Forward, next.theirs);
         OnionTables::count(&around.tables.cells.forward, 1);
-        dropped(around.outbound.cell(io, &next.peer, cell, TOS, around.now_ms))
+        dropped(around.outbound.cell(io, &next.peer, cell, around.now_ms))
     }
 
     /// What a client says to us.
@@ -209,10 +200,10 @@ impl CellReader {
                     session.choose(circuit, sequence);
                 }
                 let (sent, received) = circuit.progress();
-                let answer = Answer::EchoReply { token, received, sent, load: 0 };
+                let answer = Answer::EchoReply { token, received, sent };
                 let cell = circuit.say(&answer.encode(), around.now_ms);
                 let to = &circuit.previous.peer;
-                dropped(around.outbound.cell(io, to, &cell, TOS, around.now_ms))
+                dropped(around.outbound.cell(io, to, &cell, around.now_ms))
             }
             Some(_) => {
                 io.engine(ToEngine::OnionRequest { circuit: circuit.clone(), text: text.to_vec() });
@@ -269,7 +260,7 @@ impl CellReader {
                 }
                 Some(ip) => {
                     if let Some(lease) = lease {
-                        let own: IpAddr = if ip.v6 { lease.v6().into() } else { lease.v4().into() };
+                        let own = lease.address(ip.v6);
                         nat::replace(&ip, slot, Side::Source, own, partial);
                         nat::replace_quoted_destination(&ip, slot, client_address(ip.v6), own);
                     }
@@ -413,18 +404,18 @@ impl CellWriter {
                     return None;
                 }
                 match session.active.load_full() {
-                    Some(circuit) if session.open.load(Ordering::Relaxed) => {
-                        Way::Client(session, circuit)
-                    }
-                    _ => return Some(Fate::Dropped(DropReason::NoCircuit)),
+                    Some(circuit) => Way::Client(session, circuit),
+                    None => return Some(Fate::Dropped(DropReason::NoCircuit)),
                 }
             }
         };
-        if let Some(lease) = lease {
-            let own: IpAddr = if ip.v6 { lease.v6().into() } else { lease.v4().into() };
-            let inner = client_address(ip.v6);
-            nat::replace(ip, packet, Side::Destination, inner, vnet.needs_csum);
-            nat::replace_quoted_source(ip, packet, own, inner);
+        let readdress = |packet: &mut [u8], from: IpAddr, to: IpAddr| {
+            nat::replace(ip, packet, Side::Destination, to, vnet.needs_csum);
+            nat::replace_quoted_source(ip, packet, from, to);
+        };
+        let ends = lease.map(|lease| (lease.address(ip.v6), client_address(ip.v6)));
+        if let Some((own, inner)) = ends {
+            readdress(packet, own, inner);
         }
         let Ok(plan) = Segments::plan(vnet, &packet[..ip.total_len], Checksums::Partial) else {
             return Some(Fate::Dropped(DropReason::Malformed));
@@ -433,6 +424,10 @@ impl CellWriter {
             rewrite::clamp_mss(ip, packet, INNER_MTU, vnet.needs_csum);
         }
         if plan.largest() > INNER_MTU {
+            // What is said of it must name it as the sender knows it.
+            if let Some((own, inner)) = ends {
+                readdress(packet, inner, own);
+            }
             return Some(Fate::TooBig(INNER_MTU as u16));
         }
         for i in 0..plan.count() {
@@ -484,17 +479,17 @@ impl CellWriter {
                     self.copy[place..place + room].copy_from_slice(text);
                     write_data_head(&mut self.copy[place..], sequence, false);
                     second.seal(hop, &mut self.copy, now_ms);
-                    outbound.cell(io, &second.entry.peer, &self.copy[..CELL_LEN], TOS, now_ms);
+                    outbound.cell(io, &second.entry.peer, &self.copy[..CELL_LEN], now_ms);
                 }
                 write_data_head(text, sequence, true);
                 circuit.seal(circuit.hops().saturating_sub(1), &mut self.buffer, now_ms);
-                outbound.cell(io, &circuit.entry.peer, &self.buffer[..CELL_LEN], TOS, now_ms)
+                outbound.cell(io, &circuit.entry.peer, &self.buffer[..CELL_LEN], now_ms)
             }
             Way::Exit(_, circuit) => {
                 write_data_head(text, sequence, false);
                 circuit.seal_back(&mut self.buffer[..CELL_LEN], now_ms);
                 let to = &circuit.previous.peer;
-                outbound.cell(io, to, &self.buffer[..CELL_LEN], TOS, now_ms)
+                outbound.cell(io, to, &self.buffer[..CELL_LEN], now_ms)
             }
         };
         if let Some(reason) = dropped(fate) {

@@ -165,9 +165,12 @@ impl Outbound {
         io: &mut impl Outputs,
         peer: &Arc<PeerLink>,
         cell: &[u8],
-        tos: u8,
         now_ms: u64,
     ) -> Fate {
+        /// ECN and DSCP of all cells. What came with a cell is not passed on:
+        /// anybody on the way can write it, and would know the cell again behind
+        /// other hops.
+        const TOS: u8 = 0;
         let Some(to) = relay::direct(peer) else {
             // Over others, as long as the direct way is bad: the engine's slow way
             // carries it. The circuit's own watch leaves when that is not enough.
@@ -177,7 +180,7 @@ impl Outbound {
         // Cells have one size: a path that is too small for it carries them in
         // fragments.
         let oversize = cell.len() > peer.path_mtu.load(Ordering::Relaxed) as usize;
-        let fate = self.frame(io, peer, to, cell, oversize, tos, now_ms);
+        let fate = self.frame(io, peer, to, cell, oversize, TOS, now_ms);
         if fate == Fate::Sent {
             peer.note_sent(1, cell.len() as u64, now_ms);
         }

@@ -56,8 +56,6 @@ pub struct HopCircuit {
     warm: Mutex<Warm>,
     /// Last cell of either direction, ms on the engine's clock.
     pub last_ms: AtomicU64,
-    /// Cells passed on or taken, both directions.
-    pub cells: AtomicU64,
 }
 
 impl std::fmt::Debug for HopCircuit {
@@ -78,13 +76,11 @@ impl HopCircuit {
             warm: Mutex::default(),
             secrets,
             last_ms: AtomicU64::new(now_ms),
-            cells: AtomicU64::new(0),
         }
     }
 
     fn note(&self, now_ms: u64) {
         self.last_ms.store(now_ms, Ordering::Relaxed);
-        self.cells.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Opens the forward cell `cell` into `out`, both [`CELL_LEN`] long; for
@@ -135,11 +131,6 @@ impl HopCircuit {
         lock(&self.forward).progress()
     }
 
-    /// The key of proofs.
-    pub fn proof_key(&self) -> &[u8; 32] {
-        &self.secrets.proof
-    }
-
     /// Drops what can be made again: for circuits without traffic.
     pub fn cool(&self) {
         lock(&self.forward).cool();
@@ -150,15 +141,6 @@ impl HopCircuit {
 
 /// The largest buffer a client seals a cell in.
 pub const CLIENT_BUFFER: usize = HEADER_LEN + SEAL_BUFFER;
-
-/// What the client knows of one hop by what happens.
-#[derive(Debug, Default)]
-pub struct HopFacts {
-    /// Smoothed time from us to it and back, microseconds; 0 unknown.
-    pub rtt_us: AtomicU32,
-    /// Last cell it made for us, ms on the engine's clock.
-    pub heard_ms: AtomicU64,
-}
 
 /// One circuit at its client.
 pub struct ClientCircuit {
@@ -172,8 +154,6 @@ pub struct ClientCircuit {
     hops: AtomicU32,
     /// Last authentic cell of the last hop, ms on the engine's clock.
     pub last_rx_ms: AtomicU64,
-    /// Last cell we sent to the last hop.
-    pub last_tx_ms: AtomicU64,
     /// Cells sent and received.
     pub tx_cells: AtomicU64,
     /// See `tx_cells`.
@@ -196,7 +176,6 @@ impl ClientCircuit {
             backward: Mutex::default(),
             hops: AtomicU32::new(0),
             last_rx_ms: AtomicU64::new(now_ms),
-            last_tx_ms: AtomicU64::new(now_ms),
             tx_cells: AtomicU64::new(0),
             rx_cells: AtomicU64::new(0),
         };
@@ -225,15 +204,9 @@ impl ClientCircuit {
     /// Seals the text in `buffer` for hop `hop`; the cell is then its first
     /// [`CELL_LEN`] bytes.
     pub fn seal(&self, hop: usize, buffer: &mut [u8], now_ms: u64) {
-        let mut forward = lock(&self.forward);
-        let last = hop + 1 == forward.len();
-        seal_forward(&mut forward[..=hop], &mut buffer[HEADER_LEN..], now_ms);
-        drop(forward);
+        seal_forward(&mut lock(&self.forward)[..=hop], &mut buffer[HEADER_LEN..], now_ms);
         write_header(buffer, Kind::Forward, self.entry.theirs);
         self.tx_cells.fetch_add(1, Ordering::Relaxed);
-        if last {
-            self.last_tx_ms.store(now_ms, Ordering::Relaxed);
-        }
     }
 
     /// A cell that says `text` to hop `hop`.

@@ -60,8 +60,6 @@ pub struct HopSecrets {
     pub(super) fill: Key,
     pub(super) stream: Key,
     pub(super) stream_mask: Key,
-    /// For the proof of path.
-    pub(super) proof: Key,
     pub(super) forward_prefix: u32,
     pub(super) backward_prefix: u32,
 }
@@ -89,7 +87,6 @@ impl HopSecrets {
             fill: expand_key(&prk, "fill"),
             stream: expand_key(&prk, "stream"),
             stream_mask: expand_key(&prk, "stream mask"),
-            proof: expand_key(&prk, "proof"),
             forward_prefix: u32::from_le_bytes([a, b, c, 0]),
             backward_prefix: u32::from_le_bytes([d, e, f, 0]),
         }

@@ -140,8 +140,6 @@ pub enum Answer {
         received: u64,
         /// See `received`.
         sent: u64,
-        /// How busy the hop is, 0 to 255 for none to all of its capacity.
-        load: u8,
     },
     /// The circuit belongs to the session.
     Linked {
@@ -228,12 +226,11 @@ impl Answer {
     pub fn encode(&self) -> Vec<u8> {
         match self {
             Self::Extended { second } => [head(EXTENDED, 0), second.clone()].concat(),
-            Self::EchoReply { token, received, sent, load } => {
+            Self::EchoReply { token, received, sent } => {
                 let mut out = head(ECHO_REPLY, 0);
                 for field in [token, received, sent] {
                     out.extend_from_slice(&field.to_le_bytes());
                 }
-                out.push(*load);
                 out
             }
             Self::Linked { new, ipv6 } => {
@@ -257,7 +254,6 @@ impl Answer {
                 token: read_u64(rest, 0)?,
                 received: read_u64(rest, 8)?,
                 sent: read_u64(rest, 16)?,
-                load: *rest.get(24)?,
             },
             LINKED => Self::Linked { new: *rest.first()? != 0, ipv6: *rest.get(1)? != 0 },
             ENDED => Self::Ended { reason: Reason::read(*rest.first()?) },
@@ -351,7 +347,7 @@ mod tests {
         }
         let answers = [
             Answer::Extended { second: vec![6; SECOND_LEN] },
-            Answer::EchoReply { token: 1, received: 2, sent: 3, load: 4 },
+            Answer::EchoReply { token: 1, received: 2, sent: 3 },
             Answer::Linked { new: true, ipv6: false },
             Answer::Ended { reason: Reason::Busy },
             Answer::Draining,

@@ -78,10 +78,6 @@ pub enum RelayEvent {
         /// Of the request.
         nonce: [u8; 32],
     },
-    /// A session began; its lease is in use.
-    SessionBegan(Lease),
-    /// A session ended; its connections are to be forgotten.
-    SessionEnded(Lease),
 }
 
 /// Figures for `warren status` and metrics.
@@ -373,6 +369,21 @@ impl Relay {
         true
     }
 
+    /// Takes a created cell that is about none of ours, nor of our client's: what
+    /// was given up meanwhile. The circuit is ended there, rather than left to
+    /// its idle limit.
+    pub fn refuse_created(&mut self, peer: &Arc<PeerLink>, cell: &[u8]) {
+        let Some((Kind::Created, ours)) = parse(cell) else { return };
+        // A repetition of one that was answered already is no stranger.
+        if self.tables.circuit(ours).is_some() {
+            return;
+        }
+        if let Some((theirs, _)) = read_created(&cell[HEADER_LEN..]) {
+            let cell = plain(Kind::Destroy, theirs, &[Reason::Finished as u8]);
+            self.transmits.push_back((peer.clone(), cell));
+        }
+    }
+
     fn say(&mut self, circuit: &HopCircuit, answer: &Answer, now_ms: u64) {
         let cell = circuit.say(&answer.encode(), now_ms);
         self.transmits.push_back((circuit.previous.peer.clone(), cell));
@@ -476,11 +487,12 @@ impl Relay {
             }
             Some(Request::Link { secret }) => self.link(id, secret, now_ms),
             Some(Request::Close) => self.close(id),
-            Some(Request::Prove { nonce }) => {
+            // Signing costs like a handshake: one limit for both.
+            Some(Request::Prove { nonce }) if self.meter.allow(&circuit.previous.peer, now_ms) => {
                 self.events.push_back(RelayEvent::Prove { circuit: circuit.clone(), nonce });
             }
             // Workers answer echoes.
-            Some(Request::Echo { .. }) | None => {}
+            Some(Request::Prove { .. } | Request::Echo { .. }) | None => {}
         }
     }
 
@@ -563,7 +575,6 @@ impl Relay {
             self.tables.set_session(lease, Some(exit.clone()));
             let session = Session { exit, circuits: HashSet::new(), empty_since: None };
             self.sessions.insert(secret, session);
-            self.events.push_back(RelayEvent::SessionBegan(lease));
         }
         if let Some(session) = self.sessions.get_mut(&secret) {
             session.circuits.insert(id);
@@ -607,7 +618,6 @@ impl Relay {
                 passing.circuit.session.store(None);
             }
         }
-        self.events.push_back(RelayEvent::SessionEnded(session.exit.lease));
     }
 
     /// Sends a proof that the daemon signed.

@@ -7,7 +7,7 @@
 //! nothing in an inner packet names a client.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwapOption;
@@ -24,6 +24,12 @@ pub const EXIT_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 1);
 pub const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0x6172, 0x7265, 0x6e00, 0, 0, 0, 2);
 /// Every exit's inner IPv6 address.
 pub const EXIT_V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0x6172, 0x7265, 0x6e00, 0, 0, 0, 1);
+
+/// Every client's inner address of a family.
+#[inline]
+pub fn client_address(v6: bool) -> IpAddr {
+    if v6 { CLIENT_V6.into() } else { CLIENT_V4.into() }
+}
 
 /// Most sessions at one exit.
 pub const MAX_SESSIONS: usize = 0xfffe;
@@ -52,6 +58,12 @@ impl Lease {
     /// In fd77:6172:7265:6e01::/64.
     pub fn v6(self) -> Ipv6Addr {
         Ipv6Addr::new(0xfd77, 0x6172, 0x7265, 0x6e01, 0, 0, 0, self.0)
+    }
+
+    /// Its address of a family.
+    #[inline]
+    pub fn address(self, v6: bool) -> IpAddr {
+        if v6 { self.v6().into() } else { self.v4().into() }
     }
 
     /// The lease that an address belongs to.
@@ -169,28 +181,15 @@ impl ExitSession {
 }
 
 /// A session at its client.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ClientSession {
     /// Numbers and counters.
     pub stream: Stream,
-    /// What texts go over, and answers come over.
+    /// What texts go over, and answers come over. Without one packets are
+    /// refused, never sent elsewhere.
     pub active: ArcSwapOption<ClientCircuit>,
     /// While in doubt: every text goes over this one as well.
     pub also: ArcSwapOption<ClientCircuit>,
-    /// False while nothing may leave (no circuit, or closing): packets are
-    /// refused, never sent elsewhere.
-    pub open: AtomicBool,
-}
-
-impl Default for ClientSession {
-    fn default() -> Self {
-        Self {
-            stream: Stream::default(),
-            active: ArcSwapOption::empty(),
-            also: ArcSwapOption::empty(),
-            open: AtomicBool::new(true),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -122,8 +122,10 @@ impl Daemon {
         let (now_us, now_ms) = (self.now_us(), self.now_ms());
         let around = Around { routes: self.onion.routes(), mesh: &self.mesh };
         let rng = &mut OsRandom;
-        if !self.onion.relay.handle_cell(peer, cell, &around, now_ms, rng) {
-            self.onion.client.handle_cell(peer, cell, now_us, rng);
+        if !self.onion.relay.handle_cell(peer, cell, &around, now_ms, rng)
+            && !self.onion.client.handle_cell(peer, cell, now_us, rng)
+        {
+            self.onion.relay.refuse_created(peer, cell);
         }
         self.flush_onion();
     }
@@ -191,10 +193,6 @@ impl Daemon {
     fn relay_event(&mut self, event: RelayEvent) {
         match event {
             RelayEvent::Prove { circuit, nonce } => self.sign_proof(&circuit, nonce),
-            RelayEvent::SessionBegan(lease) => tracing::debug!(lease = lease.index(), "session"),
-            RelayEvent::SessionEnded(lease) => {
-                tracing::debug!(lease = lease.index(), "session ended");
-            }
         }
     }
 
@@ -324,6 +322,5 @@ fn move_reason(reason: MoveReason) -> &'static str {
         MoveReason::Slower => "the other circuit is faster",
         MoveReason::Lossy => "it lost packets",
         MoveReason::Rotation => "planned rotation",
-        MoveReason::Draining => "a node is being drained",
     }
 }

@@ -76,8 +76,8 @@ impl Daemon {
         let views = client.circuits(now_us);
         let state = match (client.is_on(), client.is_connected()) {
             (_, true) => OnionState::Connected,
-            (true, false) if self.onion.names.is_empty() => OnionState::Connecting,
-            (true, false) => OnionState::Interrupted,
+            (true, false) if client.was_connected() => OnionState::Interrupted,
+            (true, false) => OnionState::Connecting,
             (false, _) if self.onion.request.is_some() => OnionState::Connecting,
             (false, _) => OnionState::Off,
         };

@@ -222,7 +222,6 @@ impl Client {
             purpose: building.purpose,
             phase: Phase::Ready,
             linking: None,
-            linked: false,
             born_ms: now,
             dies_ms: now + jitter,
             since_ms: now,

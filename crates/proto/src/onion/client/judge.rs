@@ -261,7 +261,10 @@ impl Client {
         let now = ms(now_us);
         let Some(active) = self.position(Phase::Active) else { return };
         let (active, settled) = (&self.running[active], |r: &Running| {
-            r.phase == Phase::Standby && r.linked && r.dies_ms > now && r.watch.is_trusted(now)
+            r.phase == Phase::Standby
+                && r.linking.is_none()
+                && r.dies_ms > now
+                && r.watch.is_trusted(now)
         });
         if active.dies_ms <= now + SUCCESSOR_MS {
             return;
@@ -280,6 +283,15 @@ impl Client {
         }
     }
 
+    /// A complete circuit to another exit.
+    pub(super) fn spare(&self, now: u64) -> Option<usize> {
+        self.running.iter().position(|running| {
+            running.phase == Phase::Ready
+                && running.purpose == Purpose::Spare
+                && !running.is_dead(now)
+        })
+    }
+
     /// When no circuit to the exit answers, the session goes on at another one.
     fn give_up_exit(&mut self, now_us: u64, rng: &mut dyn CryptoRng) {
         let now = ms(now_us);
@@ -287,9 +299,7 @@ impl Client {
         let mut linked = self.running.iter().filter(|running| {
             matches!(running.phase, Phase::Active | Phase::Suspect | Phase::Standby)
         });
-        let dead = |running: &Running| {
-            running.watch.is_exit_missing() && running.silent_ms(now) >= EXIT_MS
-        };
+        let dead = |running: &Running| running.is_dead(now);
         let none = self.running.iter().all(|running| {
             !matches!(running.phase, Phase::Active | Phase::Suspect | Phase::Standby)
         });
@@ -297,29 +307,19 @@ impl Client {
         if !(failed || (!none && linked.all(dead))) {
             return;
         }
-        let Some(spare) = self.running.iter().position(|running| {
-            running.phase == Phase::Ready && running.purpose == Purpose::Spare && !dead(running)
-        }) else {
+        // While there is nowhere to go, it may come back.
+        if self.spare(now).is_none() {
             return;
-        };
-        let serial = self.running[spare].circuit.serial;
-        self.events.push_back(ClientEvent::ExitLost { exit });
-        for index in (0..self.running.len()).rev() {
-            let running = &self.running[index];
-            if running.circuit.serial != serial && running.phase != Phase::Ready {
-                self.destroy(index, Reason::Finished);
-            }
         }
-        self.new_session(rng);
-        if let Some(index) = self.running.iter().position(|r| r.circuit.serial == serial) {
-            self.exit = self.running[index].path.last().map(|hop| hop.node);
-            self.running[index].purpose = Purpose::Active;
-            self.link(index, now_us);
-            self.activate(index, now_us);
-        }
-        self.avoided.insert(exit, now + 60_000);
-        self.asked.clear();
+        self.move_on(exit, now_us, rng);
         self.want(now_us);
+    }
+}
+
+impl Running {
+    /// True when its exit owes answers and nothing came for long.
+    fn is_dead(&self, now: u64) -> bool {
+        self.watch.is_exit_missing() && self.silent_ms(now) >= EXIT_MS
     }
 }
 

@@ -100,8 +100,6 @@ pub enum MoveReason {
     Lossy,
     /// Its life ended, or somebody asked for it.
     Rotation,
-    /// A hop is being drained.
-    Draining,
 }
 
 /// Something the caller is to know or do.
@@ -215,7 +213,6 @@ struct Running {
     phase: Phase,
     /// When the last link request was sent; `None` once it was answered.
     linking: Option<u64>,
-    linked: bool,
     born_ms: u64,
     dies_ms: u64,
     /// When the phase began.
@@ -304,7 +301,6 @@ impl Client {
     /// Ends the session and all circuits.
     pub fn disconnect(&mut self, now_us: u64) {
         if let Some((session, _)) = self.session.take() {
-            session.open.store(false, Ordering::Relaxed);
             let active = session.active.swap(None);
             if let Some(active) = active {
                 let hop = active.hops().saturating_sub(1);
@@ -333,6 +329,11 @@ impl Client {
     /// True when packets can leave.
     pub fn is_connected(&self) -> bool {
         self.session.as_ref().is_some_and(|(session, _)| session.active.load().is_some())
+    }
+
+    /// True when the session had a circuit, though it may be gone.
+    pub fn was_connected(&self) -> bool {
+        self.connected
     }
 
     /// The session's counters.
@@ -511,7 +512,6 @@ impl Client {
     fn linked(&mut self, index: usize, ipv6: bool, now_us: u64) {
         let running = &mut self.running[index];
         running.linking = None;
-        running.linked = true;
         let serial = running.circuit.serial;
         if running.phase == Phase::Ready {
             running.phase = Phase::Standby;
@@ -551,10 +551,20 @@ impl Client {
         self.want(now_us);
     }
 
-    /// The exit is given up; the next path may lead to another one.
+    /// The exit is given up: the session goes on at the spare one, or where the
+    /// next path leads.
     fn move_on(&mut self, exit: NodeSuffix, now_us: u64, rng: &mut dyn CryptoRng) {
+        /// How long an exit that failed is avoided, ms.
+        const GONE_MS: u64 = 60_000;
         self.begin_anew(exit, rng);
-        self.avoided.insert(exit, ms(now_us) + 60_000);
+        self.avoided.insert(exit, ms(now_us) + GONE_MS);
+        if let Some(spare) = self.spare(ms(now_us)) {
+            let running = &mut self.running[spare];
+            running.purpose = Purpose::Active;
+            self.exit = running.path.last().map(|hop| hop.node);
+            self.link(spare, now_us);
+            self.activate(spare, now_us);
+        }
     }
 
     /// The session at `exit` is over; another takes its place.

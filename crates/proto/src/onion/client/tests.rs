@@ -168,8 +168,10 @@ impl World {
         if !is_layered(&frame) {
             let node = &mut self.nodes[to];
             let ours = node.relay.handle_cell(&peer, &frame, &node.links, now, &mut self.rng);
-            if !ours && to == 0 {
-                self.client.handle_cell(&peer, &frame, now_us, &mut self.rng);
+            let clients =
+                to == 0 && !ours && self.client.handle_cell(&peer, &frame, now_us, &mut self.rng);
+            if !ours && !clients {
+                self.nodes[to].relay.refuse_created(&peer, &frame);
             }
             return;
         }
@@ -227,7 +229,7 @@ impl World {
                     session.choose(circuit, sequence);
                 }
                 let (sent, received) = circuit.progress();
-                let answer = Answer::EchoReply { token, received, sent, load: 0 };
+                let answer = Answer::EchoReply { token, received, sent };
                 let cell = circuit.say(&answer.encode(), now);
                 self.send(at, &circuit.previous.peer.clone(), cell);
             }
@@ -498,6 +500,21 @@ fn disconnecting_ends_everything_everywhere() {
     for node in &world.nodes {
         let stats = node.relay.stats();
         assert_eq!((stats.circuits, stats.sessions), (0, 0));
+    }
+}
+
+#[test]
+fn what_is_given_up_half_built_ends_everywhere_too() {
+    // The first answer is on its way at 8 ms, the next hop's at 24.
+    for at_ms in [4, 12, 20, 28, 36, 44] {
+        let mut world = World::new(10, &[8, 9]);
+        world.client.connect(1, world.now_us, &mut world.rng);
+        world.run(at_ms, false);
+        world.client.disconnect(world.now_us);
+        world.run(1_000, false);
+        for node in &world.nodes {
+            assert_eq!(node.relay.stats().circuits, 0, "given up after {at_ms} ms");
+        }
     }
 }
 

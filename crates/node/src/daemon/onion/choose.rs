@@ -51,7 +51,6 @@ impl Daemon {
             measurements: &measurements,
             constraints,
             guards: (constraints.entry.is_none()).then_some(&self.onion.guards),
-            standbys: 0,
         };
         let explanation = explain(&input, Seed::generate(&mut OsRandom));
         let outcome = explanation.outcome.clone();

@@ -88,9 +88,13 @@ fn microseconds(duration: Duration) -> u32 {
     u32::try_from(duration.min(MAX_RTT).as_micros()).unwrap_or(u32::MAX)
 }
 
-fn link_cost(metric: LinkMetric) -> u32 {
-    let loss = f64::from(metric.loss.clamp(0.0, 1.0)) * LOSS_US;
-    microseconds(metric.rtt).saturating_add(loss as u32)
+impl LinkMetric {
+    /// What the link costs a path, microseconds: its round trip, and the price
+    /// of what it loses.
+    pub fn cost(self) -> u32 {
+        let loss = f64::from(self.loss.clamp(0.0, 1.0)) * LOSS_US;
+        microseconds(self.rtt).saturating_add(loss as u32)
+    }
 }
 
 fn worse(a: LinkMetric, b: LinkMetric) -> LinkMetric {
@@ -268,7 +272,7 @@ impl Graph {
             let edges = &mut self.slots[from as usize].edges;
             edges.retain(|edge| edge.to != to);
             if let Some((metric, extra)) = link {
-                let cost = link_cost(metric).saturating_add(extra);
+                let cost = metric.cost().saturating_add(extra);
                 edges.push(Edge { to, cost, metric });
             }
         }
@@ -342,9 +346,9 @@ mod tests {
     #[test]
     fn loss_and_load_cost() {
         let rtt = Duration::from_millis(10);
-        assert_eq!(link_cost(LinkMetric { rtt, loss: 0.01 }) / 100, 299);
+        assert_eq!(LinkMetric { rtt, loss: 0.01 }.cost() / 100, 299);
         let wild = LinkMetric { rtt: Duration::MAX, loss: f32::NAN };
-        assert!(link_cost(wild) >= 60_000_000);
+        assert!(wild.cost() >= 60_000_000);
         let mut graph = Graph::new(node(0));
         let mut busy = said(1, &[(0, 1)]);
         busy.load = 255;

@@ -29,11 +29,12 @@ pub(super) const TICK: Duration = Duration::from_secs(1);
 const SMALL: usize = 64;
 /// So many there.
 const TOLD_IN_LARGE: usize = 16;
-/// Round trip or loss must differ by this share to be told again,
-const COARSE: f64 = 0.25;
-/// and by this much (and not more often than [`link_state_pause`] allows).
-const COARSE_RTT: Duration = Duration::from_millis(2);
-const COARSE_LOSS: f64 = 0.05;
+/// The cost of a link must differ by this share of the lesser, and by so many
+/// microseconds, to be told again (not more often than [`link_state_pause`] allows).
+const COARSE: (f64, u32) = (0.25, 2_000);
+/// A difference like this is told sooner, so that a moment of loss or of delay does
+/// not keep traffic off a link for long.
+const GROSS: (f64, u32) = (0.5, 10_000);
 /// Link states told at once; afterwards one in [`TOKEN`].
 const TOKENS: u32 = 6;
 const TOKEN: Duration = Duration::from_secs(6);
@@ -157,13 +158,15 @@ fn is_direct(stats: &PeerStats) -> bool {
     stats.state == LinkState::Up && stats.endpoint.is_some_and(|to| mesh_node(to).is_none())
 }
 
+fn metric(link: &LinkReport) -> LinkMetric {
+    LinkMetric { rtt: link.round_trip(), loss: link.lost() }
+}
+
 /// True when `new` is not worth telling after `old`.
-fn alike(old: &LinkSummary, new: &LinkSummary) -> bool {
+fn alike(old: &LinkSummary, new: &LinkSummary, (share, least): (f64, u32)) -> bool {
     let close = |a: &LinkReport, b: &LinkReport| {
-        let (x, y) = (a.round_trip(), b.round_trip());
-        let rtt = x.abs_diff(y);
-        let loss = f64::from((a.lost() - b.lost()).abs());
-        (rtt <= COARSE_RTT || rtt.as_secs_f64() <= COARSE * x.as_secs_f64()) && loss <= COARSE_LOSS
+        let (x, y) = (metric(a).cost(), metric(b).cost());
+        x.abs_diff(y) <= least.max((share * f64::from(x.min(y))) as u32)
     };
     let known = |b: &LinkReport| old.links.iter().any(|a| a.to == b.to && close(a, b));
     old.load.abs_diff(new.load) <= 64 && new.links.iter().all(known)
@@ -268,7 +271,8 @@ impl Daemon {
         let news = match &self.routing.told {
             None => !summary.links.is_empty(),
             Some(told) if !same_links(told, &summary) => true,
-            Some(told) if age >= pause && !alike(told, &summary) => true,
+            Some(told) if age >= pause && !alike(told, &summary, COARSE) => true,
+            Some(told) if age >= pause / 3 && !alike(told, &summary, GROSS) => true,
             Some(told) => age >= Duration::from_secs(told.life / 3),
         };
         self.routing.untold = news;
@@ -284,9 +288,7 @@ impl Daemon {
     pub(super) fn take_link_state(&mut self, body: &LinkStateBody) {
         let Some(place) = self.mesh.place(body.node) else { return };
         tracing::debug!(node = %body.node.short(), links = body.links().count(), "link state");
-        let links = body
-            .links()
-            .map(|link| (link.to, LinkMetric { rtt: link.round_trip(), loss: link.lost() }));
+        let links = body.links().map(|link| (link.to, metric(&link)));
         let said = NodeLinks {
             sequence: body.sequence,
             // By our own clock: theirs may differ.
@@ -454,12 +456,20 @@ mod tests {
     #[test]
     fn only_what_matters_is_news() {
         let old = summary(&[(1, 10), (2, 50)]);
+        let alike = |a: &LinkSummary, b: &LinkSummary| super::alike(a, b, COARSE);
         assert!(alike(&old, &summary(&[(2, 58), (1, 11)])));
         assert!(same_links(&old, &summary(&[(2, 500), (1, 10)])));
         assert!(!alike(&old, &summary(&[(1, 10), (2, 80)])));
         assert!(!same_links(&old, &summary(&[(1, 10)])));
         let lossy = LinkReport { loss: 40, ..old.links[0] };
-        assert!(!alike(&old, &LinkSummary { links: vec![lossy], ..old.clone() }));
+        let lossy = LinkSummary { links: vec![lossy], ..old.clone() };
+        assert!(!alike(&old, &lossy));
+        // One of a hundred is worth 20 ms, and may not stay when it is over.
+        let little = LinkReport { loss: 3, ..old.links[0] };
+        let little = LinkSummary { links: vec![little, old.links[1]], ..old.clone() };
+        assert!(!alike(&old, &little) && !alike(&little, &old));
+        assert!(!super::alike(&little, &old, GROSS));
+        assert!(super::alike(&old, &summary(&[(2, 58), (1, 17)]), GROSS));
         assert!(!alike(&old, &LinkSummary { load: 128, ..old.clone() }));
     }
 

@@ -11,11 +11,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use warren_proto::onion::payload::INNER_MTU;
 
 use super::Isolation;
 
 /// MTU of paths out of the mesh, bytes: what an inner packet may have.
-pub const ONION_MTU: usize = 1280;
+pub const ONION_MTU: usize = INNER_MTU;
 
 /// The addresses the stack answers to. Changes at run time as a whole.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

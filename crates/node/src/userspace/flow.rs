@@ -127,15 +127,7 @@ fn interface(address: IpAddr, seed: u64, port: &mut Port<'_>) -> Interface {
 
 /// The answer to a packet for which there is no connection: a reset.
 pub(super) fn reset(wire: &Wire, key: FlowKey, packet: &[u8]) {
-    let mut port = Port {
-        wire,
-        to: key.remote.ip(),
-        lane: key.lane(),
-        path_mtu: 1280,
-        segment: 1220,
-        received: None,
-        blocked: false,
-    };
+    let mut port = Port::new(wire, key, 1280, 1220);
     if !wire.has_room(port.to, port.lane) {
         return wire.counters.count(|c| &c.no_room);
     }
@@ -162,15 +154,7 @@ impl Flow {
         socket.set_ack_delay(None);
         socket.set_keep_alive(Some(StackSpan::from_secs(KEEP_ALIVE_S)));
         socket.set_timeout(Some(StackSpan::from_secs(GIVE_UP_S)));
-        let mut port = Port {
-            wire,
-            to: key.remote.ip(),
-            lane: key.lane(),
-            path_mtu: opening.mtu,
-            segment: LEAST_SEGMENT,
-            received: None,
-            blocked: false,
-        };
+        let mut port = Port::new(wire, key, opening.mtu, LEAST_SEGMENT);
         let mut interface = interface(key.local.ip(), opening.seed, &mut port);
         if dial {
             let (local, remote) = (key.local, key.remote);
@@ -203,15 +187,7 @@ impl Flow {
     }
 
     fn port<'a>(&self, wire: &'a Wire, inner: &Inner) -> Port<'a> {
-        Port {
-            wire,
-            to: self.key.remote.ip(),
-            lane: self.key.lane(),
-            path_mtu: inner.path_mtu,
-            segment: inner.segment,
-            received: None,
-            blocked: false,
-        }
+        Port::new(wire, self.key, inner.path_mtu, inner.segment)
     }
 
     /// Takes a packet in. To be followed by [`Flow::work`].

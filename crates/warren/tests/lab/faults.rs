@@ -242,6 +242,12 @@ fn a_relay_that_drops_packets_is_left() -> Result<()> {
     let (lost, sent) = pulse.so_far().lost(end - 2 * SECOND, end - 300 * MS);
     println!("  left after {moved:.2?}; {lost} of {sent} lost then");
     ensure!(lost * 50 <= sent, "{lost} of {sent} are still lost");
+    // What is said of a loss that is over must not keep traffic on the longer way.
+    for end in [left, right] {
+        mesh.wan.change(middle, end, |link| link.loss = 0.0)?;
+    }
+    let back = mesh.wait_path(1, 2, 60 * SECOND, |path| path == "via middle")?;
+    println!("  taken again after {back:.2?}");
     Ok(())
 }
 

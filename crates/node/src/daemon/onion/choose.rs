@@ -56,7 +56,6 @@ impl Daemon {
             measurements: &world.measurements,
             constraints,
             guards: (constraints.entry.is_none()).then_some(&self.onion.guards),
-            standbys: 0,
         };
         let seed = Seed::generate(&mut OsRandom);
         if !keep {

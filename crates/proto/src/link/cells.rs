@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use warren_types::DropReason;
 
+use super::cell_address::{End, Renamed};
 use super::event::{Outputs, ToEngine};
 use super::outbound::{Fate, Outbound};
 use super::peer::PeerLink;
@@ -30,7 +31,6 @@ use crate::onion::session::{ClientSession, ExitSession, Lease, Stream, client_ad
 use crate::onion::tables::{Entry, OnionTables};
 use crate::packet::gather::Gather;
 use crate::packet::ip::Ip;
-use crate::packet::nat::{self, Side};
 use crate::packet::rewrite;
 use crate::packet::segment::{Checksums, Segments};
 use crate::packet::vnet::Vnet;
@@ -312,69 +312,6 @@ fn dropped(fate: Fate) -> Option<DropReason> {
     match fate {
         Fate::Dropped(reason) => Some(reason),
         Fate::Sent | Fate::Staged | Fate::TooBig(_) => None,
-    }
-}
-
-/// Where the packets of a session come to light: at the exit or at the client.
-#[derive(Debug, Clone, Copy)]
-enum End {
-    Exit(Lease),
-    Client(Compartment),
-}
-
-impl End {
-    /// How this machine names the client; the wire has one name for all.
-    fn own(self, v6: bool) -> IpAddr {
-        match self {
-            Self::Exit(lease) => lease.address(v6),
-            Self::Client(compartment) => compartment.address(v6),
-        }
-    }
-}
-
-/// The client's address to be replaced in a packet, and in what an ICMP error
-/// in it quotes.
-#[derive(Debug, Clone, Copy)]
-struct Renamed {
-    side: Side,
-    from: IpAddr,
-    to: IpAddr,
-}
-
-impl Renamed {
-    /// From the wire's name to ours, in what a cell brought.
-    fn arriving(end: End, v6: bool) -> Option<Self> {
-        let side = match end {
-            End::Exit(_) => Side::Source,
-            End::Client(_) => Side::Destination,
-        };
-        Self { side, from: client_address(v6), to: end.own(v6) }.needed()
-    }
-
-    /// From ours to the wire's, in what a cell will carry.
-    fn leaving(end: End, v6: bool) -> Option<Self> {
-        let side = match end {
-            End::Exit(_) => Side::Destination,
-            End::Client(_) => Side::Source,
-        };
-        Self { side, from: end.own(v6), to: client_address(v6) }.needed()
-    }
-
-    fn needed(self) -> Option<Self> {
-        (self.from != self.to).then_some(self)
-    }
-
-    fn back(self) -> Self {
-        Self { from: self.to, to: self.from, ..self }
-    }
-
-    /// What is quoted went the other way.
-    fn apply(self, ip: &Ip, packet: &mut [u8], partial: bool) {
-        nat::replace(ip, packet, self.side, self.to, partial);
-        match self.side {
-            Side::Source => nat::replace_quoted_destination(ip, packet, self.from, self.to),
-            Side::Destination => nat::replace_quoted_source(ip, packet, self.from, self.to),
-        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! where each of them comes from.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -12,10 +12,10 @@ use warren_types::api::{IsolatedReport, OnionCircuit, OnionReport, OnionState};
 use crate::mesh::Mesh;
 use crate::names::eventually;
 use crate::onion::{CLIENT, Part, cast_with, outside, place, report, server};
-use crate::onion_userspace::{Resolver, readable};
+use crate::onion_userspace::{Echo, Resolver, readable};
 use crate::proxies::{
     SOCKS, STALLED, Server, as_nobody, connect_request, download, download_and, give_to_nobody,
-    socks,
+    request, socks,
 };
 
 pub(crate) const SCENARIOS: &[crate::Scenario] =
@@ -120,7 +120,7 @@ fn isolated<'a>(report: &'a OnionReport, user: &str) -> Result<&'a IsolatedRepor
 }
 
 /// Circuits, carried bytes and exit of a user name, or of nobody.
-fn of<'a>(report: &'a OnionReport, user: User) -> Result<(&'a [OnionCircuit], u64, &'a str)> {
+fn of(report: &OnionReport, user: User) -> Result<(&[OnionCircuit], u64, &str)> {
     let (circuits, bytes, exit) = match user {
         None => (&report.circuits, report.rx_bytes, &report.exit),
         Some(user) => {
@@ -204,6 +204,23 @@ fn each_user_name_has_its_own() -> Result<()> {
         download(stream.map_err(|code| anyhow::anyhow!("{name}: {code}"))?, 10_000)?;
         let askers = resolver.askers();
         ensure!(!askers.is_empty() && askers.iter().all(|asker| asker == seen), "{askers:?}");
+    }
+
+    // Datagrams, too.
+    for (user, seen) in ALL.into_iter().zip(&seen) {
+        let echo = Echo::start(&mesh.hosts[outside(&mesh)], at)?;
+        let login = user.map(|user| (user, "whatever"));
+        let (_control, relay) = socks(&mesh.hosts[CLIENT], login, &request(3, "0.0.0.0", 0))?
+            .map_err(|code| anyhow::anyhow!("association: {code}"))?;
+        let program = mesh.hosts[CLIENT].namespace().run(|| UdpSocket::bind("127.0.0.1:0"))??;
+        program.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let datagram = [&[0, 0, 0, 1][..], &echo.at.octets(), &[0, 7], b"hello"].concat();
+        program.send_to(&datagram, relay)?;
+        let mut buffer = [0; 100];
+        let n = program.recv(&mut buffer).with_context(|| format!("{user:?}"))?;
+        ensure!(buffer[..n] == datagram, "{user:?}: {n} bytes");
+        let senders = echo.senders();
+        ensure!(!senders.is_empty() && senders.iter().all(|one| one == seen), "{senders:?}");
     }
 
     // What one receives comes over its own circuits.

@@ -7,7 +7,7 @@ use warren_proto::link::relay::NodeSuffix;
 use warren_proto::onion::client::{CircuitView, Hop, Phase, Purpose};
 use warren_proto::onion::compartment::Compartment;
 use warren_proto::selection::{
-    Avoid, Choice, Constraints, ExitChoice, Input, Outcome, Seed, SelectionError, choose, explain,
+    Avoid, Constraints, ExitChoice, Input, Seed, SelectionError, choose, explain,
 };
 use warren_types::NodeId;
 
@@ -43,31 +43,19 @@ impl Daemon {
         world
     }
 
-    /// Chooses by `constraints`; what went into it is kept when `keep`.
-    fn select(
-        &mut self,
-        world: &OnionWorld,
-        constraints: &Constraints,
-        keep: bool,
-    ) -> Result<Choice, SelectionError> {
-        let input = Input {
+    fn input<'a>(&'a self, world: &'a OnionWorld, constraints: &'a Constraints) -> Input<'a> {
+        Input {
             own: &world.own,
             candidates: &world.candidates,
             measurements: &world.measurements,
             constraints,
             guards: (constraints.entry.is_none()).then_some(&self.onion.guards),
-        };
-        let seed = Seed::generate(&mut OsRandom);
-        if !keep {
-            return choose(&input, seed);
         }
-        let explanation = explain(&input, seed);
-        let outcome = explanation.outcome.clone();
-        self.onion.explanation = Some(explanation);
-        match outcome {
-            Outcome::Chosen(choice) => Ok(choice),
-            Outcome::Failed(error) => Err(error),
-        }
+    }
+
+    /// Keeps what went into a choice.
+    fn keep_choice(&mut self, world: &OnionWorld, constraints: &Constraints, seed: Seed) {
+        self.onion.explanation = Some(explain(&self.input(world, constraints), seed));
     }
 
     /// Why there is no path, for people. Where nobody has a role that may only
@@ -95,9 +83,12 @@ impl Daemon {
     /// Checks that there is a path at all. Why there is none can be explained,
     /// unless there is a path in use: then that one's choice is.
     pub(super) fn try_select(&mut self, constraints: &Constraints) -> Result<(), SelectionError> {
-        let world = self.world();
-        let idle = !self.onion.client.is_on();
-        self.select(&world, constraints, idle).map(drop)
+        let (world, seed) = (self.world(), Seed::generate(&mut OsRandom));
+        let chosen = choose(&self.input(&world, constraints), seed);
+        if chosen.is_err() && !self.onion.client.is_on() {
+            self.keep_choice(&world, constraints, seed);
+        }
+        chosen.map(drop)
     }
 
     /// A circuit wants nodes: rather none that `failed` or are `used` by another,
@@ -144,9 +135,10 @@ impl Daemon {
         // What other sessions use is done without first: they are to have little in
         // common but the guards.
         if !others.exits.is_empty() {
-            let first = steps.first().cloned().unwrap_or_default();
-            steps.insert(0, [&first[..], &others.exits].concat());
-            steps.insert(0, [&first[..], &others.exits, &others.middles].concat());
+            let first = [&steps.first().cloned().unwrap_or_default()[..], &others.exits].concat();
+            steps.insert(0, first.clone());
+            steps.insert(0, [&first[..], &others.in_use].concat());
+            steps.insert(0, [&first[..], &others.middles].concat());
         }
         let active = purpose == Purpose::Active;
         let keep = active && compartment == Compartment::DEFAULT;
@@ -160,14 +152,18 @@ impl Daemon {
                 avoid: Avoid { nodes, ..wish.avoid.clone() },
                 ..wish.clone()
             };
-            let choice = self.select(&world, &constraints, keep);
+            let seed = Seed::generate(&mut OsRandom);
+            let choice = choose(&self.input(&world, &constraints), seed);
             let found = choice.is_ok();
-            chosen = Some(choice);
+            chosen = Some((choice, constraints, seed));
             if found {
                 break;
             }
         }
-        let Some(chosen) = chosen else { return };
+        let Some((chosen, constraints, seed)) = chosen else { return };
+        if keep {
+            self.keep_choice(&world, &constraints, seed);
+        }
         let choice = match chosen {
             Ok(choice) => choice,
             Err(error) => {
@@ -209,6 +205,9 @@ impl Daemon {
                 let _entry = hops.next();
                 let mut hops: Vec<NodeId> = hops.collect();
                 behind.exits.extend(hops.pop());
+                if view.purpose == Purpose::Active || view.phase == Phase::Active {
+                    behind.in_use.extend(&hops);
+                }
                 behind.middles.extend(hops);
             }
         }
@@ -220,5 +219,7 @@ impl Daemon {
 #[derive(Debug, Default)]
 struct Behind {
     middles: Vec<NodeId>,
+    /// Those of circuits that carry packets, or are about to.
+    in_use: Vec<NodeId>,
     exits: Vec<NodeId>,
 }

@@ -186,9 +186,13 @@ impl Ssh {
         )?;
         // Of Debian's build; see `hide_run` for whose /run this is.
         std::fs::create_dir_all("/run/sshd")?;
-        let mut command = server.command("/usr/sbin/sshd");
+        // In a process namespace of its own, of which sshd is the first process:
+        // what it starts for a session would outlive it, and hear nothing of
+        // its client's end over a network that is gone.
+        let mut command = server.command("unshare");
+        command.args(["--pid", "--fork", "--kill-child", "/usr/sbin/sshd"]);
         command.arg("-D").arg("-f").arg(&config).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut sshd = KilledOnDrop(command.spawn().context("sshd is missing")?);
+        let mut sshd = KilledOnDrop(command.spawn().context("unshare is missing")?);
         let port = format!(":{:04X}", SSH_PORT.parse::<u16>()?);
         wait(Duration::from_secs(5), || {
             ensure!(sshd.0.try_wait()?.is_none(), "sshd ended");
@@ -284,5 +288,34 @@ mod tests {
         assert!(streamed.gbps > 0.0 && streamed.longest_gap < Duration::from_secs(1));
         let shell = ssh.finish().unwrap();
         assert!(shell.lines > 3, "{shell:?}");
+    }
+
+    /// Processes of a network namespace.
+    fn processes_in(namespace: &Path) -> usize {
+        let all = std::fs::read_dir("/proc").unwrap().flatten();
+        let theirs = |process: &std::fs::DirEntry| {
+            std::fs::read_link(process.path().join("ns/net")).is_ok_and(|own| own == namespace)
+        };
+        all.filter(theirs).count()
+    }
+
+    #[test]
+    fn a_shell_ends_with_its_handle_when_the_network_is_gone() {
+        if !warren_os::netns::is_privileged() || !Ssh::is_here() {
+            eprintln!("SKIPPED: takes root and sshd");
+            return;
+        }
+        let pair = Pair::create(1500, Underlay::Direct).unwrap();
+        let scratch = warren_os::files::TemporaryDir::create("warren-lab").unwrap();
+        let ssh = Ssh::start(&pair.left, &pair.right, Pair::RIGHT, scratch.path()).unwrap();
+        let namespace = std::fs::read_link(format!("/proc/{}/ns/net", ssh._server.0.id())).unwrap();
+        // The server, its part in the session, the shell.
+        assert!(processes_in(&namespace) >= 3);
+        let mut netlink = pair.right.netlink().unwrap();
+        let links = netlink.links().unwrap();
+        let cable = links.iter().find(|link| !link.loopback).unwrap().index;
+        netlink.delete_link(cable).unwrap();
+        drop(ssh);
+        wait(Duration::from_secs(5), || Ok(processes_in(&namespace) == 0)).unwrap();
     }
 }

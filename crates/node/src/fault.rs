@@ -8,6 +8,8 @@
 
 use std::fmt;
 
+use warren_os::netlink::NetlinkError;
+
 /// The class of a fault; decides the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FaultKind {
@@ -119,6 +121,15 @@ impl Fault {
                 .remedy("check the path; relative paths count from the working directory"),
             _ => Self::new(FaultKind::State, what),
         }
+    }
+
+    /// What the kernel's routing tables refused; `what` could not be done.
+    pub fn netlink(what: &str, error: &NetlinkError) -> Self {
+        let kind = match error {
+            NetlinkError::NotPermitted { .. } => FaultKind::Permission,
+            _ => FaultKind::Resource,
+        };
+        Self::new(kind, format!("cannot {what}: {error}"))
     }
 }
 

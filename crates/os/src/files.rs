@@ -11,6 +11,10 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Between looks whether a lock is free.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// Reading or writing private state failed.
 #[derive(Debug, thiserror::Error)]
@@ -169,6 +173,22 @@ pub struct LockFile {
 }
 
 impl LockFile {
+    /// Takes the lock, waiting for whoever has it for at most `patience`.
+    ///
+    /// # Errors
+    /// As [`LockFile::acquire`].
+    pub fn acquire_within(path: &Path, patience: Duration) -> Result<Self, LockError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match Self::acquire(path) {
+                Err(LockError::Held { .. }) if Instant::now() < deadline => {
+                    std::thread::sleep(LOOK);
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
     /// Takes the lock, without waiting, and writes our process id into it.
     ///
     /// # Errors
@@ -327,5 +347,14 @@ mod tests {
         assert!(error.contains(&std::process::id().to_string()), "{error}");
         drop(held);
         LockFile::acquire(&path).unwrap();
+        let held = LockFile::acquire(&path).unwrap();
+        let short = LockFile::acquire_within(&path, Duration::from_millis(20));
+        assert!(matches!(short, Err(LockError::Held { .. })));
+        let freed = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            drop(held);
+        });
+        LockFile::acquire_within(&path, Duration::from_secs(10)).unwrap();
+        freed.join().unwrap();
     }
 }

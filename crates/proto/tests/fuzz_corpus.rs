@@ -11,8 +11,11 @@ mod onion;
 #[path = "../../../fuzz/src/proto.rs"]
 #[allow(unreachable_pub, reason = "the fuzz targets use it from another crate")]
 mod proto;
+#[path = "../../../fuzz/src/selection.rs"]
+#[allow(unreachable_pub, reason = "the fuzz targets use it from another crate")]
+mod selection;
 
-fn replay(target: &str, entry: fn(&[u8])) {
+fn each_seed(target: &str, replay: impl Fn(&[u8])) {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
     let mut seeds = 0;
     for file in std::fs::read_dir(&dir).unwrap() {
@@ -20,15 +23,21 @@ fn replay(target: &str, entry: fn(&[u8])) {
         let seed = std::fs::read(&path).unwrap();
         println!("{}", path.display());
         seeds += 1;
-        entry(&seed);
+        replay(&seed);
+    }
+    assert!(seeds > 0, "no seeds in {}", dir.display());
+}
+
+fn replay(target: &str, entry: fn(&[u8])) {
+    each_seed(target, |seed| {
+        entry(seed);
         for at in 0..seed.len().min(200) {
             entry(&seed[..at]);
-            let mut changed = seed.clone();
+            let mut changed = seed.to_vec();
             changed[at] ^= 0xff;
             entry(&changed);
         }
-    }
-    assert!(seeds > 0, "no seeds in {}", dir.display());
+    });
 }
 
 #[test]
@@ -74,4 +83,20 @@ fn circuit_handshake() {
 #[test]
 fn relay_story() {
     replay("relay_story", onion::relay_story);
+}
+
+/// Long, and text: all of it here and there, and digits for digits.
+#[test]
+fn explanation() {
+    each_seed("explanation", |seed| {
+        selection::explanation(seed);
+        for at in (0..seed.len()).step_by(13) {
+            selection::explanation(&seed[..at]);
+            for other in [b'0', b'9', seed[at] ^ 1] {
+                let mut changed = seed.to_vec();
+                changed[at] = other;
+                selection::explanation(&changed);
+            }
+        }
+    });
 }

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::Daemon;
 use crate::fault::{Fault, FaultKind};
 use crate::host::kill_switch;
-use crate::host::plan::{PolicyRule, RESOLVER_V4, RESOLVER_V6};
+use crate::host::plan::PolicyRule;
 use crate::host::{
     Companion, ConnectPlan, ExitPlan, HostState, KillSwitchPlan, Split, TakeoverPlan,
 };
@@ -58,9 +58,7 @@ impl Daemon {
             }
         }
     }
-}
 
-impl Daemon {
     /// Leads the machine's traffic into our interface, or changes how. Again
     /// after every change of routes, and now and then: other programs clean up
     /// packet filters and `resolv.conf`.
@@ -121,9 +119,7 @@ impl Daemon {
     pub(super) fn mesh_prefixes(&self) -> Vec<IpNet> {
         self.prefixes.iter().chain(self.subnets.in_force.keys()).copied().collect()
     }
-}
 
-impl Daemon {
     fn companion(&mut self) -> Result<&mut Companion, Fault> {
         self.host.as_mut().ok_or_else(|| {
             Fault::new(
@@ -134,7 +130,3 @@ impl Daemon {
         })
     }
 }
-
-/// Where an exit answers questions, as a client asks.
-pub(super) const EXIT_RESOLVERS: [std::net::IpAddr; 2] =
-    [std::net::IpAddr::V4(RESOLVER_V4), std::net::IpAddr::V6(RESOLVER_V6)];

@@ -13,7 +13,7 @@ use super::{Daemon, startup};
 use crate::config::Config;
 use crate::dns::SharedZone;
 use crate::fault::Fault;
-use crate::userspace::{Addresses, Bound, Userspace};
+use crate::userspace::{Addresses, Bound, Isolator, Userspace};
 
 /// What `warren status` shows where there is no interface.
 pub(super) const USERSPACE: &str = "userspace";
@@ -83,8 +83,9 @@ impl Waiting {
         self,
         own: Addresses,
         zone: Option<SharedZone>,
+        isolator: Isolator,
     ) -> Result<Userspace, Fault> {
-        self.bound.start(self.end, own, zone)
+        self.bound.start(self.end, own, zone, isolator)
     }
 }
 
@@ -94,7 +95,7 @@ pub(super) fn addresses(own: &[IpAddr], mtu: u32, prefixes: &[IpNet]) -> Address
         mesh: own.to_vec(),
         prefixes: prefixes.to_vec(),
         mesh_mtu: mtu as usize,
-        onion: Vec::new(),
+        ..Addresses::default()
     }
 }
 
@@ -114,8 +115,9 @@ impl Daemon {
         let behind = self.subnets.installed.iter().copied();
         let prefixes: Vec<IpNet> = self.prefixes.iter().copied().chain(behind).collect();
         let stack = userspace.dialer().stack();
-        let onion = stack.addresses().onion.clone();
+        let before = stack.addresses();
+        let (onion, isolated) = (before.onion.clone(), before.isolated.clone());
         let own = addresses(&self.member.addresses, self.mtu, &prefixes);
-        stack.set_addresses(Addresses { onion, ..own });
+        stack.set_addresses(Addresses { onion, isolated, ..own });
     }
 }

@@ -47,6 +47,7 @@ use crate::transport::{
     OwnDescriptor, Timing,
 };
 use crate::uapi;
+use crate::userspace::Isolator;
 use crate::workers::{EngineQueues, WorkerConfig, Workers};
 
 /// How long a joining machine looks for members on the local network.
@@ -59,6 +60,7 @@ const HANDSHAKES: usize = 256;
 const QUIC: usize = 1024;
 const LINK_EVENTS: usize = 1024;
 const REQUESTS: usize = 64;
+const ISOLATION: usize = 64;
 
 /// Runs one node until it is stopped.
 ///
@@ -134,7 +136,9 @@ pub async fn run(start: Start) -> Ended {
     )?;
     let sender = workers.sender();
     let own = interface::addresses(&standing.member.addresses, mtu, &prefixes);
-    let userspace = stack.map(|stack| stack.start(own, names.zone())).transpose()?;
+    let (isolator, isolation) = mpsc::channel(ISOLATION);
+    let isolator = Isolator::new(isolator);
+    let userspace = stack.map(|stack| stack.start(own, names.zone(), isolator)).transpose()?;
 
     let clients = store.clients()?;
     for client in &clients {
@@ -271,6 +275,7 @@ pub async fn run(start: Start) -> Ended {
         links: links_in,
         control: control_events,
         requests: requests_in,
+        isolation,
         around,
     };
     daemon.serve(inbox, stop).await

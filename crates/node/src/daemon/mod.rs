@@ -50,6 +50,7 @@ use crate::start::Ended;
 use crate::store::{Member, Store};
 use crate::transport::{ControlEvent, ControlHandle, PeerConnected};
 use crate::userspace::Userspace;
+use crate::userspace::isolation::Wanted;
 use crate::workers::{DatagramSender, Workers};
 use mesh::{Mesh, Owner};
 
@@ -74,6 +75,7 @@ struct Inbox {
     links: mpsc::Receiver<ToEngine>,
     control: mpsc::UnboundedReceiver<ControlEvent>,
     requests: mpsc::Receiver<ApiRequest>,
+    isolation: mpsc::Receiver<Wanted>,
     around: surroundings::News,
 }
 
@@ -192,6 +194,7 @@ impl Daemon {
                     }
                 }
                 Some(request) = inbox.requests.recv() => self.handle_request(request).await,
+                Some(wanted) = inbox.isolation.recv() => self.isolate(wanted),
                 () = timer => self.engine.handle_timeout(self.now(), &mut OsRandom),
                 () = circuits_due => self.tick_onion(),
                 () = rerouting => self.routing_due(),
@@ -542,6 +545,8 @@ impl Daemon {
         self.refresh_endpoints();
         self.keep_onion_keys();
         self.keep_session();
+        self.keep_isolated();
+        self.keep_led();
         self.keep_machine();
         self.keep_gate();
         if self.routes_kept.elapsed() >= ROUTES_EVERY {

@@ -11,11 +11,11 @@ use warren_control::directory::NodeView;
 use warren_types::NodeId;
 use warren_types::api::{NamesState, NamesStatus};
 
-use super::host::EXIT_RESOLVERS;
 use crate::config::Config;
 use crate::dns::resolved::{self, Arranged};
 use crate::dns::{self, Entry, Forwarding, SharedZone, Sockets, Zone};
 use crate::host::ResolverPlan;
+use crate::host::plan::RESOLVERS;
 use crate::store::{Member, StoredClient};
 
 /// Names as this node serves them.
@@ -165,7 +165,7 @@ impl Names {
                 let own = self.status.servers.clone();
                 (own.clone(), Some((own, domains)))
             }
-            None => (EXIT_RESOLVERS.to_vec(), None),
+            None => (RESOLVERS.to_vec(), None),
         };
         ResolverPlan { interface: interface.to_owned(), servers, mesh }
     }
@@ -173,7 +173,7 @@ impl Names {
     /// Passes this machine's questions about others on to the exit, or no
     /// longer.
     pub(super) fn forward(&self, on: bool) {
-        self.forwarding.set(if on { &EXIT_RESOLVERS } else { &[] });
+        self.forwarding.set(if on { &RESOLVERS } else { &[] });
     }
 
     pub(super) fn status(&self) -> NamesStatus {

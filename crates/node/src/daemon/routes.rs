@@ -379,6 +379,7 @@ impl Daemon {
             self.update_peer(id);
         }
         self.install_routes();
+        self.keep_led();
         self.avoid_looping(local);
         for (prefix, node) in &self.subnets.in_force {
             if before.get(prefix) != Some(node) {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use tokio::net::TcpListener;
-use warren_os::netlink::{LinkSettings, Netlink, NetlinkError, Route};
+use warren_os::netlink::{LinkSettings, Netlink, Route};
 use warren_os::tun::{Tun, TunError};
 use warren_os::udp::{BindError, MAX_SEGMENTS, MAX_SEND_BYTES, UdpSocket};
 use warren_proto::link::session::OVERHEAD;
@@ -137,13 +137,7 @@ pub(super) fn configure(
     addresses: &[IpAddr],
     prefixes: &[IpNet],
 ) -> Result<(), Fault> {
-    let wrong = |error: NetlinkError| {
-        let kind = match error {
-            NetlinkError::NotPermitted { .. } => FaultKind::Permission,
-            _ => FaultKind::Resource,
-        };
-        Fault::new(kind, format!("cannot set up {interface}: {error}"))
-    };
+    let wrong = |error| Fault::netlink(&format!("set up {interface}"), &error);
     let mut netlink = Netlink::open().map_err(wrong)?;
     let index = netlink.link_index(interface).map_err(wrong)?;
     netlink

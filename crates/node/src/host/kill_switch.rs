@@ -12,11 +12,11 @@
 
 use std::fmt::Write;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use warren_os::files::{self, LockError, LockFile};
+use warren_os::files::{self, LockFile};
 use warren_os::mark::MARK;
 use warren_os::netlink::rules::Family;
 
@@ -88,16 +88,8 @@ pub fn keep(dir: &Path) -> Result<bool, Fault> {
 /// One change at a time: a daemon that keeps it on must not come between the
 /// steps of a command that turns it off.
 fn lock(dir: &Path) -> Result<LockFile, Fault> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match LockFile::acquire(&dir.join(LOCK)) {
-            Ok(lock) => return Ok(lock),
-            Err(LockError::Held { .. }) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            Err(error) => return Err(Fault::new(FaultKind::State, error.to_string())),
-        }
-    }
+    LockFile::acquire_within(&dir.join(LOCK), PATIENCE)
+        .map_err(|error| Fault::new(FaultKind::State, error.to_string()))
 }
 
 fn put_on(dir: &Path, plan: &KillSwitchPlan) -> Result<(), Fault> {

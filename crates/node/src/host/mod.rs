@@ -31,8 +31,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use warren_os::netlink::rules::Family;
 use warren_os::netlink::sockets::end_connections;
-use warren_proto::onion::session::{CLIENT_V4, CLIENT_V6};
 
 pub use companion::Companion;
 pub use kill_switch::KillSwitchState;
@@ -219,7 +219,7 @@ impl Host {
     /// # Errors
     /// When the kernel refuses; then they end when they next send.
     pub fn end_connections(&mut self) -> Result<(), Fault> {
-        end_connections(&[CLIENT_V4.into(), CLIENT_V6.into()]).map(drop).map_err(|error| {
+        end_connections(&Family::BOTH.map(plan::inner)).map(drop).map_err(|error| {
             Fault::new(FaultKind::Resource, format!("connections were not ended: {error}"))
         })
     }

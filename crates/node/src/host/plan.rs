@@ -11,36 +11,34 @@ use std::ops::RangeInclusive;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use warren_os::netlink::rules::Family;
+use warren_proto::onion::payload;
+use warren_proto::onion::session::{self, Lease};
 
 use crate::config::InterfaceName;
 use crate::fault::{Fault, FaultKind};
 
-/// Source address of everything a client sends into an onion path (RFC 7335
-/// sets 192.0.0.0/29 aside for ends that only their peer sees).
-pub const INNER_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 2);
-/// The same for IPv6: a unique local address ("warren" in its bytes).
-pub const INNER_V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0x6172, 0x7265, 0x6e00, 0, 0, 0, 2);
+/// Source address of everything a client sends into an onion path.
+pub const INNER_V4: Ipv4Addr = session::CLIENT_V4;
+/// The same for IPv6.
+pub const INNER_V6: Ipv6Addr = session::CLIENT_V6;
 /// Where an exit answers questions about names.
-pub const RESOLVER_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 1);
+pub const RESOLVER_V4: Ipv4Addr = session::EXIT_V4;
 /// The same for IPv6.
-pub const RESOLVER_V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0x6172, 0x7265, 0x6e00, 0, 0, 0, 1);
+pub const RESOLVER_V6: Ipv6Addr = session::EXIT_V6;
+/// Both.
+pub const RESOLVERS: [IpAddr; 2] = [IpAddr::V4(RESOLVER_V4), IpAddr::V6(RESOLVER_V6)];
 /// Largest packet inside an onion path, bytes.
-pub const INNER_MTU: u32 = 1280;
+pub const INNER_MTU: u32 = payload::INNER_MTU as u32;
 
-/// Sources of sessions at an exit (class E of RFC 1112: no network has such
-/// addresses, and Linux forwards them like others).
-pub const LEASES_V4: &str = "240.0.0.0/16";
-/// The same for IPv6.
-pub const LEASES_V6: &str = "fd77:6172:7265:6e01::/64";
-
-/// The prefix a session's source is leased from.
+/// The prefix a session's source at an exit is leased from.
 #[must_use]
 pub fn leases(family: Family) -> IpNet {
-    let (address, length) = match family {
-        Family::V4 => (IpAddr::from([240, 0, 0, 0]), 16),
-        Family::V6 => (IpAddr::from([0xfd77, 0x6172, 0x7265, 0x6e01, 0, 0, 0, 0]), 64),
-    };
-    IpNet::new(address, length).unwrap_or_default()
+    // That of any lease.
+    let prefix = Lease::new(1).and_then(|lease| match family {
+        Family::V4 => IpNet::new(lease.v4().into(), 16).ok(),
+        Family::V6 => IpNet::new(lease.v6().into(), 64).ok(),
+    });
+    prefix.unwrap_or_default().trunc()
 }
 
 /// The source of what a client sends into an onion path.
@@ -180,7 +178,7 @@ impl TakeoverPlan {
         Self {
             interface: interface.to_owned(),
             mtu: INNER_MTU,
-            resolvers: vec![RESOLVER_V4.into(), RESOLVER_V6.into()],
+            resolvers: RESOLVERS.to_vec(),
             mesh,
             split: Split::default(),
             lan_allowed: true,
@@ -284,8 +282,8 @@ mod tests {
 
     #[test]
     fn the_lease_prefixes_are_the_documented_ones() {
-        assert_eq!(leases(Family::V4).to_string(), LEASES_V4);
-        assert_eq!(leases(Family::V6).to_string(), LEASES_V6);
+        assert_eq!(leases(Family::V4).to_string(), "240.0.0.0/16");
+        assert_eq!(leases(Family::V6).to_string(), "fd77:6172:7265:6e01::/64");
     }
 
     #[test]

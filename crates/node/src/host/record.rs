@@ -8,10 +8,10 @@
 //! here: the kill switch, which is meant to stay.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use warren_os::files::{self, LockError, LockFile};
+use warren_os::files::{self, LockFile};
 
 use super::sysctl::Change;
 use crate::fault::{Fault, FaultKind};
@@ -114,22 +114,12 @@ impl Record {
         }
         files::create_private_dir(&self.dir)
             .map_err(|e| Fault::new(FaultKind::State, e.to_string()))?;
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match LockFile::acquire(&self.dir.join(LOCK)) {
-                Ok(lock) => {
-                    self.lock = Some(lock);
-                    return Ok(());
-                }
-                Err(LockError::Held { .. }) if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-                Err(error) => {
-                    return Err(Fault::new(FaultKind::State, error.to_string())
-                        .remedy("wait for that process to end, or stop it"));
-                }
-            }
-        }
+        let lock = LockFile::acquire_within(&self.dir.join(LOCK), PATIENCE).map_err(|error| {
+            Fault::new(FaultKind::State, error.to_string())
+                .remedy("wait for that process to end, or stop it")
+        })?;
+        self.lock = Some(lock);
+        Ok(())
     }
 
     /// Writes the notes: before a change, after an undoing.

@@ -279,7 +279,7 @@ mod tests {
 
     use super::*;
 
-    const SERVERS: [IpAddr; 1] = [IpAddr::V4(super::super::plan::RESOLVER_V4)];
+    const SERVERS: [IpAddr; 1] = [super::super::plan::RESOLVERS[0]];
 
     #[test]
     fn a_file_comes_back_line_for_line() {

@@ -36,7 +36,7 @@ use super::plan::{SplitMode, TakeoverPlan, check_interface, inner, leases};
 use super::record::{Done, Record};
 use super::split::{self, SELECTED};
 use super::sysctl::{self, Change};
-use crate::fault::{Fault, FaultKind};
+use crate::fault::Fault;
 
 /// Its packet filter table.
 pub const TABLE: &str = "warren_takeover";
@@ -341,11 +341,7 @@ fn translation(plan: &TakeoverPlan, facts: Facts<'_>) -> String {
 }
 
 fn fault(error: NetlinkError) -> Fault {
-    let kind = match error {
-        NetlinkError::NotPermitted { .. } => FaultKind::Permission,
-        _ => FaultKind::Resource,
-    };
-    Fault::new(kind, format!("cannot route this machine's traffic: {error}"))
+    Fault::netlink("route this machine's traffic", &error)
 }
 
 #[cfg(test)]

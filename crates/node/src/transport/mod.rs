@@ -396,6 +396,11 @@ impl ControlHandle {
         answer.await.unwrap_or_default()
     }
 
+    /// Our identity key: another one after it was rotated.
+    pub fn identity(&self) -> Arc<IdentityKey> {
+        self.shared.key()
+    }
+
     /// End of our certificate, seconds since 1970; `None` without certificates.
     pub fn certificate_expires(&self) -> Option<u64> {
         self.member(self.shared.id()).and_then(|v| v.descriptor.certificate_expires)

@@ -1,15 +1,22 @@
 //! Own addresses, and which of them a connection leaves from.
 //!
 //! In: the mesh's prefixes and this node's addresses in it, the inner addresses
-//! of a path out of the mesh while there is one. Out: the source for a
+//! of paths out of the mesh while there are any. Out: the source for a
 //! destination ([`Addresses::source_for`]), or why there is none. Pure.
+//!
+//! Invariant: a source address outside of the mesh belongs to one isolation, so
+//! it says which session a packet goes through.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use warren_proto::onion::payload::INNER_MTU;
+
+use super::Isolation;
 
 /// MTU of paths out of the mesh, bytes: what an inner packet may have.
-pub const ONION_MTU: usize = 1280;
+pub const ONION_MTU: usize = INNER_MTU;
 
 /// The addresses the stack answers to. Changes at run time as a whole.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,6 +30,8 @@ pub struct Addresses {
     pub mesh_mtu: usize,
     /// Inner addresses of a path out of the mesh; none while not connected.
     pub onion: Vec<IpAddr>,
+    /// The same for each user name that has a path of its own.
+    pub isolated: BTreeMap<Isolation, Vec<IpAddr>>,
 }
 
 /// Where a connection leaves from.
@@ -51,13 +60,27 @@ pub enum NoSource {
 impl Addresses {
     /// True for an address of ours.
     pub fn is_own(&self, address: IpAddr) -> bool {
-        self.mesh.contains(&address) || self.onion.contains(&address)
+        self.mesh.contains(&address) || self.is_inner(address)
     }
 
     /// True for an address that only a path out of the mesh leads to: what
     /// comes to it unasked is the exit's doing, and nobody's here.
     pub fn is_inner(&self, address: IpAddr) -> bool {
-        self.onion.contains(&address)
+        self.onion.contains(&address) || self.isolated.values().any(|own| own.contains(&address))
+    }
+
+    /// The inner addresses of the path that goes with `isolation`; none while
+    /// there is no such path.
+    pub fn inner(&self, isolation: &Isolation) -> &[IpAddr] {
+        if isolation.is_default() {
+            return &self.onion;
+        }
+        self.isolated.get(isolation).map_or(&[], Vec::as_slice)
+    }
+
+    /// True for destinations that a path out of the mesh leads to.
+    pub fn is_outside(&self, address: IpAddr) -> bool {
+        is_unicast(address) && !self.is_own(address) && !self.in_mesh(address)
     }
 
     /// True for destinations inside the mesh.
@@ -66,23 +89,29 @@ impl Addresses {
     }
 
     /// The address from which `destination` is reached: ours in the mesh for
-    /// what is in the mesh, else the inner address of the path out of it.
+    /// what is in the mesh, else the inner address of the path out of it that
+    /// goes with `isolation`.
     ///
     /// # Errors
     /// [`NoSource`].
-    pub fn source_for(&self, destination: IpAddr) -> Result<Source, NoSource> {
+    pub fn source_for(
+        &self,
+        destination: IpAddr,
+        isolation: &Isolation,
+    ) -> Result<Source, NoSource> {
         if !is_unicast(destination) {
             return Err(NoSource::NotUnicast);
         }
         let (own, mtu) = if self.is_own(destination) {
             return Ok(Source { address: destination, mtu: self.mesh_mtu.max(ONION_MTU) });
         } else if self.in_mesh(destination) {
-            (&self.mesh, self.mesh_mtu)
-        } else if self.onion.is_empty() {
-            return Err(NoSource::NotConnected);
+            (self.mesh.as_slice(), self.mesh_mtu)
         } else {
-            (&self.onion, ONION_MTU)
+            (self.inner(isolation), ONION_MTU)
         };
+        if own.is_empty() {
+            return Err(NoSource::NotConnected);
+        }
         let same = own.iter().find(|own| own.is_ipv4() == destination.is_ipv4());
         let address = same.copied().ok_or(NoSource::NoFamily)?;
         Ok(Source { address, mtu })
@@ -109,22 +138,51 @@ mod tests {
             mesh: vec![ip("100.64.0.1"), ip("fd12::1")],
             prefixes: vec!["100.64.0.0/10".parse().unwrap(), "192.168.7.0/24".parse().unwrap()],
             mesh_mtu: 1420,
-            onion: Vec::new(),
+            ..Addresses::default()
         };
+        let nobody = Isolation::default();
         let mesh = |address| Ok(Source { address: ip(address), mtu: 1420 });
-        assert_eq!(own.source_for(ip("100.64.9.9")), mesh("100.64.0.1"));
-        assert_eq!(own.source_for(ip("192.168.7.3")), mesh("100.64.0.1"));
-        assert_eq!(own.source_for(ip("fd12::1")), mesh("fd12::1"), "to itself");
-        assert_eq!(own.source_for(ip("198.51.100.1")), Err(NoSource::NotConnected));
-        assert_eq!(own.source_for(ip("2001:db8::1")), Err(NoSource::NotConnected));
+        assert_eq!(own.source_for(ip("100.64.9.9"), &nobody), mesh("100.64.0.1"));
+        assert_eq!(own.source_for(ip("192.168.7.3"), &nobody), mesh("100.64.0.1"));
+        assert_eq!(own.source_for(ip("fd12::1"), &nobody), mesh("fd12::1"), "to itself");
+        assert_eq!(own.source_for(ip("198.51.100.1"), &nobody), Err(NoSource::NotConnected));
+        assert_eq!(own.source_for(ip("2001:db8::1"), &nobody), Err(NoSource::NotConnected));
         for bad in ["0.0.0.0", "255.255.255.255", "224.0.0.1", "127.0.0.1", "::1", "ff02::1"] {
-            assert_eq!(own.source_for(ip(bad)), Err(NoSource::NotUnicast), "{bad}");
+            assert_eq!(own.source_for(ip(bad), &nobody), Err(NoSource::NotUnicast), "{bad}");
         }
         own.onion = vec![ip("192.0.0.2")];
         let out = Source { address: ip("192.0.0.2"), mtu: ONION_MTU };
-        assert_eq!(own.source_for(ip("198.51.100.1")), Ok(out));
-        assert_eq!(own.source_for(ip("2001:db8::1")), Err(NoSource::NoFamily));
-        assert_eq!(own.source_for(ip("100.64.9.9")), mesh("100.64.0.1"));
+        assert_eq!(own.source_for(ip("198.51.100.1"), &nobody), Ok(out));
+        assert_eq!(own.source_for(ip("2001:db8::1"), &nobody), Err(NoSource::NoFamily));
+        assert_eq!(own.source_for(ip("100.64.9.9"), &nobody), mesh("100.64.0.1"));
         assert!(own.is_own(ip("192.0.0.2")));
+    }
+
+    #[test]
+    fn each_user_name_leaves_from_addresses_of_its_own_or_not_at_all() {
+        let (anna, bert) = (Isolation::of_user(b"anna"), Isolation::of_user(b"bert"));
+        let mut own = Addresses {
+            mesh: vec![ip("100.64.0.1")],
+            prefixes: vec!["100.64.0.0/10".parse().unwrap()],
+            mesh_mtu: 1420,
+            onion: vec![ip("192.0.0.2")],
+            ..Addresses::default()
+        };
+        let outside = ip("198.51.100.1");
+        let from = |own: &Addresses, who: &Isolation| {
+            own.source_for(outside, who).map(|source| source.address)
+        };
+        assert_eq!(from(&own, &Isolation::default()), Ok(ip("192.0.0.2")));
+        assert_eq!(from(&own, &anna), Err(NoSource::NotConnected), "not by the common path");
+        own.isolated.insert(anna.clone(), vec![ip("240.1.0.1")]);
+        own.isolated.insert(bert.clone(), vec![ip("240.1.0.2")]);
+        assert_eq!(from(&own, &anna), Ok(ip("240.1.0.1")));
+        assert_eq!(from(&own, &bert), Ok(ip("240.1.0.2")));
+        // The mesh is one for all.
+        let mesh = own.source_for(ip("100.64.9.9"), &anna).map(|source| source.address);
+        assert_eq!(mesh, Ok(ip("100.64.0.1")));
+        assert!(own.is_own(ip("240.1.0.2")) && own.is_inner(ip("240.1.0.2")));
+        assert!(own.is_outside(outside) && !own.is_outside(ip("100.64.9.9")));
+        assert!(!own.is_outside(ip("240.1.0.1")) && !own.is_outside(ip("127.0.0.1")));
     }
 }

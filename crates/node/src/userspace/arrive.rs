@@ -17,7 +17,6 @@ use warren_proto::packet::icmp::{self, Answer};
 use warren_proto::packet::ip::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP};
 use warren_proto::packet::vnet::VNET_LEN;
 
-use super::Isolation;
 use super::address::{ONION_MTU, is_unicast};
 use super::flow::{self, ConnectError, Flow, FlowKey};
 use super::packet::{Packet, Protocol};
@@ -123,7 +122,7 @@ impl Request {
         let flow = {
             let mut table = shared.table();
             table.requests.remove(&self.key);
-            self.stack.add(&mut table, self.key, self.mtu, Isolation::default(), false)?
+            self.stack.add(&mut table, self.key, self.mtu, false)?
         };
         let stream = Stream::new(self.stack.clone(), flow);
         let now = flow::stack_time(shared.epoch, std::time::Instant::now());

@@ -14,7 +14,7 @@ use hickory_proto::rr::Name;
 use super::address::{NoSource, Source};
 use super::flow::ConnectError;
 use super::lookup::{LookupError, look_up};
-use super::{Isolation, Stack, Stream};
+use super::{Isolation, IsolationError, Isolator, Stack, Stream};
 use crate::dns::{Found, SharedZone};
 
 /// Longest domain name, bytes (RFC 1035, section 2.3.4).
@@ -77,6 +77,9 @@ pub enum DialError {
     /// A name outside the mesh, and no way to look it up.
     #[error("the name is not of the mesh, and there is no path out of the mesh to look it up")]
     ForeignName,
+    /// No path of its own for this user name.
+    #[error("{0}")]
+    Isolation(#[from] IsolationError),
 }
 
 /// Dials through the stack. Cheap to clone.
@@ -84,12 +87,14 @@ pub enum DialError {
 pub struct Dialer {
     stack: Stack,
     zone: Option<SharedZone>,
+    isolator: Isolator,
 }
 
 impl Dialer {
-    /// `zone`: the names of members.
-    pub fn new(stack: Stack, zone: Option<SharedZone>) -> Self {
-        Self { stack, zone }
+    /// `zone`: the names of members. `isolator`: who gives user names paths of
+    /// their own.
+    pub fn new(stack: Stack, zone: Option<SharedZone>, isolator: Isolator) -> Self {
+        Self { stack, zone, isolator }
     }
 
     /// The stack dialed through.
@@ -97,21 +102,36 @@ impl Dialer {
         &self.stack
     }
 
-    /// The addresses of a destination, in the order to try them.
+    /// Waits for the path that goes with `isolation`.
+    async fn path(&self, isolation: &Isolation) -> Result<(), IsolationError> {
+        if isolation.is_default() || !self.stack.addresses().inner(isolation).is_empty() {
+            return Ok(());
+        }
+        self.isolator.begin(isolation).await
+    }
+
+    /// The addresses of a destination, in the order to try them. The path that
+    /// leads there is begun, if the user name has none yet.
     ///
     /// # Errors
-    /// When a name has none.
+    /// When a name has none, or the user name gets no path.
     pub async fn resolve(
         &self,
         to: &Destination,
         isolation: &Isolation,
     ) -> Result<Vec<SocketAddr>, DialError> {
         let (name, port) = match to {
-            Destination::Address(address) => return Ok(vec![*address]),
+            Destination::Address(address) => {
+                if self.stack.addresses().is_outside(address.ip()) {
+                    self.path(isolation).await?;
+                }
+                return Ok(vec![*address]);
+            }
             Destination::Name(name, port) => (name, *port),
         };
         let all = match self.member(name) {
             Err(DialError::ForeignName) if !self.stack.addresses().onion.is_empty() => {
+                self.path(isolation).await?;
                 look_up(&self.stack, name, isolation).await?
             }
             known => known?,
@@ -140,8 +160,8 @@ impl Dialer {
     ///
     /// # Errors
     /// [`NoSource`].
-    pub fn source_for(&self, to: IpAddr) -> Result<Source, NoSource> {
-        self.stack.addresses().source_for(to)
+    pub fn source_for(&self, to: IpAddr, isolation: &Isolation) -> Result<Source, NoSource> {
+        self.stack.addresses().source_for(to, isolation)
     }
 
     /// Opens a connection. All addresses of a name are tried, one after the
@@ -152,10 +172,8 @@ impl Dialer {
     pub async fn dial(&self, to: &Destination, isolation: &Isolation) -> Result<Stream, DialError> {
         let mut first = None;
         for address in self.resolve(to, isolation).await? {
-            let tried = match self.source_for(address.ip()) {
-                Ok(source) => {
-                    self.stack.connect(source, address, isolation).await.map_err(DialError::from)
-                }
+            let tried = match self.source_for(address.ip(), isolation) {
+                Ok(source) => self.stack.connect(source, address).await.map_err(DialError::from),
                 Err(error) => Err(error.into()),
             };
             match tried {

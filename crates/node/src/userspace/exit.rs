@@ -11,28 +11,29 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
+use warren_os::netlink::rules::Family;
 
 use super::arrive::{Arrival, No, Request};
 use super::echo::Echoes;
 use super::proxy::join_until_idle;
 use super::relay::Relays;
 use super::stack::Stack;
+use crate::host::plan;
 
-/// Where sessions ask for names: an address inside the tunnel only.
-pub const RESOLVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 0, 1)), 53);
+/// Where sessions ask for names: addresses inside the tunnel only.
+pub const RESOLVERS: [IpAddr; 2] = plan::RESOLVERS;
 
-/// The same for either family.
-pub const RESOLVERS: [IpAddr; 2] =
-    [RESOLVER.ip(), IpAddr::V6(Ipv6Addr::new(0xfd77, 0x6172, 0x7265, 0x6e00, 0, 0, 0, 1))];
+/// The first of them, with its port.
+pub const RESOLVER: SocketAddr = SocketAddr::new(RESOLVERS[0], 53);
 
 /// Connections of one lease at one time.
 const MAX_PER_LEASE: usize = 512;
@@ -58,14 +59,9 @@ pub enum Proto {
 /// The policy: whether so much may leave.
 pub type Allow = Arc<dyn Fn(IpAddr, u16, Proto) -> bool + Send + Sync>;
 
-/// The addresses that sessions have inside: 240.0.0.0/16 (class E) and
-/// fd77:6172:7265:6e01::/64.
+/// The addresses that sessions have at an exit: see [`plan::leases`].
 pub fn leases() -> Vec<IpNet> {
-    let v6 = Ipv6Addr::new(0xfd77, 0x6172, 0x7265, 0x6e01, 0, 0, 0, 0);
-    vec![
-        Ipv4Net::new_assert(Ipv4Addr::new(240, 0, 0, 0), 16).into(),
-        Ipv6Net::new_assert(v6, 64).into(),
-    ]
+    Family::BOTH.map(plan::leases).to_vec()
 }
 
 /// An exit at work. Dropped, it ends, and the connections through it are reset.

@@ -19,7 +19,6 @@ use smoltcp::socket::tcp::{self, CongestionControl, Socket, SocketBuffer, State}
 use smoltcp::time::{Duration as StackSpan, Instant as StackTime};
 use smoltcp::wire::{HardwareAddress, IpCidr, IpListenEndpoint};
 
-use super::Isolation;
 use super::packet::{IcmpKind, Packet};
 use super::wire::{Port, Wire};
 
@@ -74,13 +73,11 @@ pub(super) struct Opening {
     /// Bytes that wait in each direction at most: the window.
     pub(super) buffer: usize,
     pub(super) seed: u64,
-    pub(super) isolation: Isolation,
 }
 
 pub(super) struct Flow {
     pub(super) key: FlowKey,
     pub(super) number: u64,
-    pub(super) isolation: Isolation,
     mtu: usize,
     state: Mutex<Inner>,
 }
@@ -130,15 +127,7 @@ fn interface(address: IpAddr, seed: u64, port: &mut Port<'_>) -> Interface {
 
 /// The answer to a packet for which there is no connection: a reset.
 pub(super) fn reset(wire: &Wire, key: FlowKey, packet: &[u8]) {
-    let mut port = Port {
-        wire,
-        to: key.remote.ip(),
-        lane: key.lane(),
-        path_mtu: 1280,
-        segment: 1220,
-        received: None,
-        blocked: false,
-    };
+    let mut port = Port::new(wire, key, 1280, 1220);
     if !wire.has_room(port.to, port.lane) {
         return wire.counters.count(|c| &c.no_room);
     }
@@ -165,15 +154,7 @@ impl Flow {
         socket.set_ack_delay(None);
         socket.set_keep_alive(Some(StackSpan::from_secs(KEEP_ALIVE_S)));
         socket.set_timeout(Some(StackSpan::from_secs(GIVE_UP_S)));
-        let mut port = Port {
-            wire,
-            to: key.remote.ip(),
-            lane: key.lane(),
-            path_mtu: opening.mtu,
-            segment: LEAST_SEGMENT,
-            received: None,
-            blocked: false,
-        };
+        let mut port = Port::new(wire, key, opening.mtu, LEAST_SEGMENT);
         let mut interface = interface(key.local.ip(), opening.seed, &mut port);
         if dial {
             let (local, remote) = (key.local, key.remote);
@@ -198,7 +179,7 @@ impl Flow {
             armed: None,
             released: false,
         });
-        Ok(Self { key, number, isolation: opening.isolation, mtu: opening.mtu, state })
+        Ok(Self { key, number, mtu: opening.mtu, state })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -206,15 +187,7 @@ impl Flow {
     }
 
     fn port<'a>(&self, wire: &'a Wire, inner: &Inner) -> Port<'a> {
-        Port {
-            wire,
-            to: self.key.remote.ip(),
-            lane: self.key.lane(),
-            path_mtu: inner.path_mtu,
-            segment: inner.segment,
-            received: None,
-            blocked: false,
-        }
+        Port::new(wire, self.key, inner.path_mtu, inner.segment)
     }
 
     /// Takes a packet in. To be followed by [`Flow::work`].

@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use super::address::NoSource;
 use super::dial::{Destination, DialError};
 use super::flow::ConnectError;
+use super::isolation::IsolationError;
 use super::proxy::{GREETING_PATIENCE, Proxy, join, log_failure};
 
 /// Most bytes of a request's head.
@@ -113,10 +114,12 @@ pub(super) fn credentials(headers: &HeaderMap) -> Option<(Vec<u8>, Vec<u8>)> {
 
 fn status(error: DialError) -> StatusCode {
     match error {
-        DialError::Connect(ConnectError::TimedOut) => StatusCode::GATEWAY_TIMEOUT,
+        DialError::Connect(ConnectError::TimedOut)
+        | DialError::Isolation(IsolationError::TimedOut) => StatusCode::GATEWAY_TIMEOUT,
         DialError::Connect(ConnectError::Prohibited)
         | DialError::NoSource(NoSource::NotUnicast) => StatusCode::FORBIDDEN,
-        DialError::Connect(ConnectError::TooMany) => StatusCode::SERVICE_UNAVAILABLE,
+        DialError::Connect(ConnectError::TooMany)
+        | DialError::Isolation(IsolationError::TooMany) => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::BAD_GATEWAY,
     }
 }

@@ -94,10 +94,10 @@ pub(super) async fn look_up(
     isolation: &Isolation,
 ) -> Result<Vec<IpAddr>, LookupError> {
     let own = stack.addresses();
-    let source = own.source_for(RESOLVER.ip()).map_err(|_| LookupError::Failed)?;
-    let has = |v6: bool| own.onion.iter().any(|address| address.is_ipv6() == v6);
+    let source = own.source_for(RESOLVER.ip(), isolation).map_err(|_| LookupError::Failed)?;
+    let has = |v6: bool| own.inner(isolation).iter().any(|address| address.is_ipv6() == v6);
     let one = async |wanted: bool, kind| match wanted {
-        true => ask(stack, source, name, kind, isolation).await,
+        true => ask(stack, source, name, kind).await,
         false => Ok(Vec::new()),
     };
     let (v4, v6) = tokio::join!(one(has(false), RecordType::A), one(has(true), RecordType::AAAA));
@@ -120,13 +120,11 @@ async fn ask(
     source: Source,
     name: &str,
     kind: RecordType,
-    isolation: &Isolation,
 ) -> Result<Vec<IpAddr>, LookupError> {
     for patience in TRIES {
         // A number and a port of its own for each try.
         let asked = question(name, kind, OsRandom.next_u32() as u16).ok_or(LookupError::Missing)?;
-        let mut socket =
-            stack.bind_udp(source.address, None, isolation).map_err(|_| LookupError::Failed)?;
+        let mut socket = stack.bind_udp(source.address, None).map_err(|_| LookupError::Failed)?;
         socket.send(RESOLVER, &asked);
         let heard = timeout(patience, async {
             loop {
@@ -140,7 +138,7 @@ async fn ask(
         });
         let mut heard = heard.await.ok().flatten();
         if heard == Some(Answer::Truncated) {
-            heard = over_tcp(stack, source, &asked, isolation).await;
+            heard = over_tcp(stack, source, &asked).await;
         }
         match heard {
             Some(Answer::Addresses(all)) => return Ok(all),
@@ -151,15 +149,10 @@ async fn ask(
     Err(LookupError::Failed)
 }
 
-async fn over_tcp(
-    stack: &Stack,
-    source: Source,
-    asked: &[u8],
-    isolation: &Isolation,
-) -> Option<Answer> {
+async fn over_tcp(stack: &Stack, source: Source, asked: &[u8]) -> Option<Answer> {
     let to: SocketAddr = RESOLVER;
     let exchange = async {
-        let mut stream = stack.connect(source, to, isolation).await.ok()?;
+        let mut stream = stack.connect(source, to).await.ok()?;
         let length = u16::try_from(asked.len()).ok()?;
         stream.write_all(&[&length.to_be_bytes()[..], asked].concat()).await.ok()?;
         let length = usize::from(stream.read_u16().await.ok()?).min(MAX_MESSAGE);

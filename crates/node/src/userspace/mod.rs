@@ -8,6 +8,7 @@
 //! - `packet`, `wire`: packets in, packets out.
 //! - `flow`, [`stack`], `arrive`, [`stream`]: connections and datagrams.
 //! - [`dial`], [`lookup`]: from a name to a connection.
+//! - [`isolation`]: a path of its own for each user name.
 //! - [`socks`], `http_connect`, `proxy`: what programs speak.
 //! - `accept`, `relay`: published ports.
 //! - [`exit`], `echo`: what leases send, on by ordinary sockets.
@@ -26,6 +27,7 @@ mod echo;
 pub mod exit;
 mod flow;
 mod http_connect;
+pub mod isolation;
 pub mod lookup;
 mod packet;
 mod proxy;
@@ -44,6 +46,7 @@ pub use arrive::{Arrival, No, Request, Unclaimed};
 pub use dial::{Destination, DialError, Dialer};
 pub use exit::Exit;
 pub use flow::ConnectError;
+pub use isolation::{Isolation, IsolationError, Isolator};
 pub use packet::{MAX_DATAGRAM, Protocol};
 pub use proxy::Password;
 pub use service::{Bound, Userspace};
@@ -51,20 +54,3 @@ pub use settings::{Publish, Settings};
 pub use stack::Stack;
 pub use stream::{Stream, UdpSocket};
 pub use wire::Counters;
-
-/// Connections with different isolation never share a path out of the mesh.
-/// The user name given to a proxy; empty without one.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub struct Isolation(Box<[u8]>);
-
-impl Isolation {
-    /// Of a user name, at most 255 bytes as SOCKS has them.
-    pub fn of_user(name: &[u8]) -> Self {
-        Self(name.iter().take(255).copied().collect())
-    }
-
-    /// The user name.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-}

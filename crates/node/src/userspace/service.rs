@@ -18,6 +18,7 @@ use zeroize::Zeroizing;
 use super::address::Addresses;
 use super::dial::Dialer;
 use super::exit::{Allow, Exit};
+use super::isolation::Isolator;
 use super::proxy::{Password, Proxy};
 use super::settings::{Publish, Settings};
 use super::stack::{MAX_CONNECTIONS, Stack};
@@ -94,12 +95,13 @@ impl Bound {
         end: StackEnd,
         own: Addresses,
         zone: Option<SharedZone>,
+        isolator: Isolator,
     ) -> Result<Userspace, Fault> {
         let local = |listener: &Option<TcpListener>| {
             listener.as_ref().and_then(|listener| listener.local_addr().ok())
         };
         let (socks, http) = (local(&self.socks), local(&self.http));
-        let dialer = Dialer::new(Stack::new(end, own, MAX_CONNECTIONS), zone);
+        let dialer = Dialer::new(Stack::new(end, own, MAX_CONNECTIONS), zone, isolator);
         let (stop, stopped) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

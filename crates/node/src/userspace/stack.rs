@@ -19,11 +19,10 @@ use rand_core::RngCore;
 use tokio::sync::{Notify, mpsc};
 use warren_os::tun::memory::StackEnd;
 
-use super::Isolation;
 use super::address::{Addresses, Source};
 use super::arrive::Arrival;
 use super::flow::{ConnectError, Flow, FlowKey, Opening, Standing, stack_time};
-use super::packet::{self, Protocol};
+use super::packet;
 use super::stream::{Stream, UdpSocket};
 use super::wire::{Counters, Wire};
 use crate::random::OsRandom;
@@ -80,7 +79,6 @@ pub(super) struct Table {
 #[derive(Debug)]
 pub(super) struct Socket {
     pub(super) incoming: mpsc::Sender<(SocketAddr, Vec<u8>)>,
-    isolation: Isolation,
 }
 
 /// When connections want to be worked on.
@@ -213,24 +211,6 @@ impl Stack {
         self.reset_lost();
     }
 
-    /// The isolation that a packet from `local` to `remote` goes with, for whoever
-    /// chooses its path out of the mesh; `None` when no connection or socket of
-    /// ours sends such packets.
-    pub fn isolation(
-        &self,
-        protocol: Protocol,
-        local: SocketAddr,
-        remote: SocketAddr,
-    ) -> Option<Isolation> {
-        let table = self.0.table();
-        match protocol {
-            Protocol::Tcp => {
-                table.flows.get(&FlowKey { local, remote }).map(|flow| flow.isolation.clone())
-            }
-            Protocol::Udp => table.sockets.get(&local).map(|socket| socket.isolation.clone()),
-        }
-    }
-
     /// Takes one frame in at once, beside those of the workers.
     pub fn inject(&self, frame: &[u8]) {
         let mut touched = Vec::new();
@@ -244,13 +224,8 @@ impl Stack {
     ///
     /// # Errors
     /// [`ConnectError`], at the latest after [`CONNECT_PATIENCE`].
-    pub async fn connect(
-        &self,
-        source: Source,
-        to: SocketAddr,
-        isolation: &Isolation,
-    ) -> Result<Stream, ConnectError> {
-        let flow = self.open(source, to, isolation)?;
+    pub async fn connect(&self, source: Source, to: SocketAddr) -> Result<Stream, ConnectError> {
+        let flow = self.open(source, to)?;
         let stream = Stream::new(self.clone(), flow);
         self.0.work(stream.flow());
         tokio::time::timeout(CONNECT_PATIENCE, poll_fn(|cx| stream.flow().poll_connected(cx)))
@@ -259,18 +234,17 @@ impl Stack {
         Ok(stream)
     }
 
-    fn open(
-        &self,
-        source: Source,
-        to: SocketAddr,
-        isolation: &Isolation,
-    ) -> Result<Arc<Flow>, ConnectError> {
+    fn open(&self, source: Source, to: SocketAddr) -> Result<Arc<Flow>, ConnectError> {
         let mut table = self.0.table();
+        // Under the lock: whoever takes an address away resets what has it.
+        if !self.addresses().is_own(source.address) {
+            return Err(ConnectError::Unreachable);
+        }
         for _ in 0..PORT_TRIES {
             let port = random_port();
             let key = FlowKey { local: SocketAddr::new(source.address, port), remote: to };
             if !table.flows.contains_key(&key) {
-                return self.add(&mut table, key, source.mtu, isolation.clone(), true);
+                return self.add(&mut table, key, source.mtu, true);
             }
         }
         Err(ConnectError::TooMany)
@@ -281,7 +255,6 @@ impl Stack {
         table: &mut Table,
         key: FlowKey,
         mtu: usize,
-        isolation: Isolation,
         dial: bool,
     ) -> Result<Arc<Flow>, ConnectError> {
         // What others open leaves room for what programs here want.
@@ -293,7 +266,7 @@ impl Stack {
         }
         table.numbers += 1;
         let buffer = if table.flows.len() < LARGE_UNTIL { LARGE_BUFFER } else { SMALL_BUFFER };
-        let opening = Opening { mtu, buffer, seed: OsRandom.next_u64(), isolation };
+        let opening = Opening { mtu, buffer, seed: OsRandom.next_u64() };
         let flow = Arc::new(Flow::new(&self.0.wire, key, table.numbers, opening, dial)?);
         table.flows.insert(key, flow.clone());
         Ok(flow)
@@ -304,12 +277,7 @@ impl Stack {
     ///
     /// # Errors
     /// [`ConnectError::TooMany`] when it is taken, or all are.
-    pub fn bind_udp(
-        &self,
-        address: IpAddr,
-        port: Option<u16>,
-        isolation: &Isolation,
-    ) -> Result<UdpSocket, ConnectError> {
+    pub fn bind_udp(&self, address: IpAddr, port: Option<u16>) -> Result<UdpSocket, ConnectError> {
         let mut table = self.0.table();
         if table.sockets.len() >= MAX_SOCKETS {
             return Err(ConnectError::TooMany);
@@ -318,7 +286,7 @@ impl Stack {
             let local = SocketAddr::new(address, port.unwrap_or_else(random_port));
             if let Entry::Vacant(free) = table.sockets.entry(local) {
                 let (sender, incoming) = mpsc::channel(DATAGRAMS);
-                free.insert(Socket { incoming: sender, isolation: isolation.clone() });
+                free.insert(Socket { incoming: sender });
                 return Ok(UdpSocket::new(self.clone(), local, incoming));
             }
         }

@@ -29,7 +29,7 @@ fn own(addresses: &[&str]) -> Addresses {
         mesh: addresses.iter().map(|a| ip(a)).collect(),
         prefixes: vec!["100.64.0.0/10".parse().unwrap(), "fd12::/48".parse().unwrap()],
         mesh_mtu: 1420,
-        onion: Vec::new(),
+        ..Addresses::default()
     }
 }
 
@@ -107,8 +107,8 @@ fn run<F: Future<Output = ()>>(test: impl FnOnce() -> F) {
 
 async fn connect(stack: &Stack, to: &str) -> Result<Stream, ConnectError> {
     let to: SocketAddr = to.parse().unwrap();
-    let source = stack.addresses().source_for(to.ip()).unwrap();
-    stack.connect(source, to, &Isolation::of_user(b"anna")).await
+    let source = stack.addresses().source_for(to.ip(), &Isolation::default()).unwrap();
+    stack.connect(source, to).await
 }
 
 async fn request(two: &mut Two) -> Request {
@@ -126,8 +126,6 @@ async fn exchange(two: &mut Two, to: &str, bytes: usize) {
     let server = request(two).await.accept().await.unwrap();
     let client = dialing.await.unwrap().unwrap();
     assert_eq!(client.local(), server.remote());
-    let isolation = two.first.isolation(Protocol::Tcp, client.local(), client.remote()).unwrap();
-    assert_eq!(isolation.as_bytes(), b"anna");
     let echo = tokio::task::spawn_local(async move {
         let (mut reader, mut writer) = tokio::io::split(server);
         tokio::io::copy(&mut reader, &mut writer).await.unwrap();
@@ -273,7 +271,7 @@ fn ports_are_published_to_the_mesh_and_not_to_exits() {
         two.second.set_addresses(Addresses { onion: vec![inner], ..own(&[SECOND, SECOND_V6]) });
         let source = Source { address: ip(FIRST), mtu: 1280 };
         let to = SocketAddr::new(inner, 80);
-        let refused = two.first.connect(source, to, &Isolation::default()).await.unwrap_err();
+        let refused = two.first.connect(source, to).await.unwrap_err();
         assert_eq!(refused, ConnectError::Refused);
         assert!(two.first.send_datagram(SocketAddr::new(source.address, 9), to, b"unasked"));
         // What arrives after it is the first to be handed over.
@@ -375,12 +373,10 @@ fn others_leave_room_for_programs_here() {
             }
         }
         // A program's own connection still finds room.
-        let source = two.first.addresses().source_for(ip(SECOND)).unwrap();
+        let source = two.first.addresses().source_for(ip(SECOND), &Isolation::default()).unwrap();
         let to = "100.64.0.2:80".parse().unwrap();
         let first = two.first.clone();
-        let dialing = tokio::task::spawn_local(async move {
-            first.connect(source, to, &Isolation::default()).await
-        });
+        let dialing = tokio::task::spawn_local(async move { first.connect(source, to).await });
         let _server = request(&mut two).await.accept().await.unwrap();
         dialing.await.unwrap().unwrap();
     });
@@ -426,15 +422,12 @@ fn an_address_that_goes_takes_its_connections_along() {
 #[test]
 fn datagrams_pass_and_unbound_ports_are_told() {
     run(|| async {
-        let anna = Isolation::of_user(b"anna");
         let mut two = two(fair(), fair());
         for (from, to) in [(FIRST, SECOND), (FIRST_V6, SECOND_V6)] {
-            let mut server = two.second.bind_udp(ip(to), Some(53), &anna).unwrap();
-            assert!(two.second.bind_udp(ip(to), Some(53), &anna).is_err());
-            let mut client = two.first.bind_udp(ip(from), None, &anna).unwrap();
+            let mut server = two.second.bind_udp(ip(to), Some(53)).unwrap();
+            assert!(two.second.bind_udp(ip(to), Some(53)).is_err());
+            let mut client = two.first.bind_udp(ip(from), None).unwrap();
             assert!(client.send(server.local(), b"question"));
-            let found = two.first.isolation(Protocol::Udp, client.local(), server.local());
-            assert_eq!(found, Some(anna.clone()));
             let (asker, data) = server.receive().await.unwrap();
             assert_eq!((asker, &data[..]), (client.local(), &b"question"[..]));
             assert!(server.send(asker, &[1; 9000]));
@@ -458,7 +451,8 @@ fn datagrams_pass_and_unbound_ports_are_told() {
 fn names_outside_are_looked_up_at_the_exit() {
     run(|| async {
         let mut two = two(fair(), fair());
-        let dialer = Dialer::new(two.first.clone(), None);
+        let (daemon, mut wanted) = mpsc::channel(4);
+        let dialer = Dialer::new(two.first.clone(), None, Isolator::new(daemon));
         let name = Destination::new("example.org", 80).unwrap();
         let anna = Isolation::of_user(b"anna");
         let nowhere = dialer.resolve(&name, &anna).await;
@@ -467,16 +461,26 @@ fn names_outside_are_looked_up_at_the_exit() {
         let outside = ["192.0.0.1", "203.0.113.9"];
         two.first.set_addresses(Addresses { onion: vec![ip("192.0.0.2")], ..own(&[FIRST]) });
         two.second.set_addresses(own(&outside));
-        let mut resolver = two.second.bind_udp(ip(outside[0]), Some(53), &anna).unwrap();
-        let first = two.first.clone();
+        // Of those who want a path of their own the first gets one.
+        let stack = two.first.clone();
+        let giving = tokio::task::spawn_local(async move {
+            let asked: isolation::Wanted = wanted.recv().await.unwrap();
+            let before = stack.addresses();
+            let isolated = [(asked.isolation, vec![ip("240.1.0.1")])].into();
+            stack.set_addresses(Addresses { isolated, ..(*before).clone() });
+            asked.reply.send(Ok(())).unwrap();
+            let asked = wanted.recv().await.unwrap();
+            asked.reply.send(Err(IsolationError::TooMany)).unwrap();
+            asked.isolation
+        });
+        let mut resolver = two.second.bind_udp(ip(outside[0]), Some(53)).unwrap();
         let answering = tokio::task::spawn_local(async move {
             let mut numbers = Vec::new();
             // The first question is lost.
             resolver.receive().await.unwrap();
             for (code, address) in [(0x81, Some([203, 0, 113, 9])), (0x81, None)] {
                 let (from, question) = resolver.receive().await.unwrap();
-                let isolation = first.isolation(Protocol::Udp, from, resolver.local());
-                assert_eq!(isolation.unwrap().as_bytes(), b"anna");
+                assert_eq!(from.ip(), ip("240.1.0.1"), "anna's");
                 numbers.push((from.port(), [question[0], question[1]]));
                 let mut reply = question.clone();
                 reply[2] = code;
@@ -500,13 +504,28 @@ fn names_outside_are_looked_up_at_the_exit() {
         let missing = dialer.resolve(&other, &anna).await.unwrap_err();
         assert_eq!(missing, DialError::Lookup(lookup::LookupError::Missing));
         answering.await.unwrap();
-        // And a connection there leaves from the inner address.
-        let dialing = tokio::task::spawn_local(async move {
-            dialer.dial(&Destination::Address(found[0]), &Isolation::default()).await
-        });
-        let asked = request(&mut two).await;
-        assert_eq!(asked.from().ip(), ip("192.0.0.2"));
-        let _server = asked.accept().await.unwrap();
-        dialing.await.unwrap().unwrap();
+        let bert = Isolation::of_user(b"bert");
+        let refused = dialer.dial(&Destination::Address(found[0]), &bert).await.unwrap_err();
+        assert_eq!(refused, DialError::Isolation(IsolationError::TooMany));
+        assert_eq!(giving.await.unwrap(), bert);
+        // And connections there leave from inner addresses.
+        for (who, from) in [(Isolation::default(), "192.0.0.2"), (anna, "240.1.0.1")] {
+            let (dialer, to) = (dialer.clone(), Destination::Address(found[0]));
+            let dialing = tokio::task::spawn_local(async move { dialer.dial(&to, &who).await });
+            let asked = request(&mut two).await;
+            assert_eq!(asked.from().ip(), ip(from));
+            let _server = asked.accept().await.unwrap();
+            let mut stream = dialing.await.unwrap().unwrap();
+            // With the path goes the connection, and no other takes its place.
+            let before = two.first.addresses();
+            let (onion, isolated) = Default::default();
+            two.first.set_addresses(Addresses { onion, isolated, ..(*before).clone() });
+            let error = stream.read_u8().await.unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+            let source = Source { address: ip(from), mtu: 1280 };
+            let again = two.first.connect(source, "203.0.113.9:80".parse().unwrap()).await;
+            assert_eq!(again.unwrap_err(), ConnectError::Unreachable);
+            two.first.set_addresses((*before).clone());
+        }
     });
 }

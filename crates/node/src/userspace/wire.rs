@@ -22,6 +22,7 @@ use warren_proto::packet::rewrite::clamp_mss;
 use warren_proto::packet::vnet::VNET_LEN;
 
 use super::address::Addresses;
+use super::flow::FlowKey;
 use super::packet::leave_checksum;
 
 /// Most bytes on their way to ourselves.
@@ -165,6 +166,11 @@ pub(super) struct Port<'a> {
 }
 
 impl<'p> Port<'p> {
+    pub(super) fn new(wire: &'p Wire, key: FlowKey, path_mtu: usize, segment: u16) -> Self {
+        let (to, lane) = (key.remote.ip(), key.lane());
+        Self { wire, to, lane, path_mtu, segment, received: None, blocked: false }
+    }
+
     fn token(&self) -> Out<'p> {
         Out {
             wire: self.wire,

@@ -214,25 +214,16 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn own_rules(&mut self) -> Result<Vec<Rule>, NetlinkError> {
-        let mut rules = Vec::new();
-        for family in Family::BOTH {
+        let answers = self.of_both("list routing rules", |family| {
             let mut message = RuleMessage::default();
-            message.header.family = family.number();
-            let answers = match self.request(
-                "list routing rules",
-                RouteNetlinkMessage::GetRule(message),
-                NLM_F_DUMP,
-            ) {
-                // A kernel without IPv6 has no rules of it.
-                Err(NetlinkError::Refused { .. }) if family == Family::V6 => continue,
-                answers => answers?,
-            };
-            rules.extend(answers.iter().filter_map(|answer| match answer {
-                RouteNetlinkMessage::NewRule(rule) => rule_of(rule),
-                _ => None,
-            }));
-        }
-        Ok(rules)
+            message.header.family = family;
+            RouteNetlinkMessage::GetRule(message)
+        })?;
+        let rule = |answer: &RouteNetlinkMessage| match answer {
+            RouteNetlinkMessage::NewRule(rule) => rule_of(rule),
+            _ => None,
+        };
+        Ok(answers.iter().filter_map(rule).collect())
     }
 
     /// Removes all routes of a table that is not one of the system's.
@@ -243,24 +234,10 @@ impl Netlink {
         if table <= LAST_SYSTEM_TABLE {
             return Ok(());
         }
-        for family in Family::BOTH {
-            let mut message = RouteMessage::default();
-            message.header.address_family = family.number();
-            let answers = match self.request(
-                "list routes",
-                RouteNetlinkMessage::GetRoute(message),
-                NLM_F_DUMP,
-            ) {
-                Err(NetlinkError::Refused { .. }) if family == Family::V6 => continue,
-                answers => answers?,
-            };
-            for answer in answers {
-                if let RouteNetlinkMessage::NewRoute(route) = answer
-                    && route.attributes.contains(&RouteAttribute::Table(table))
-                {
-                    self.change("delete route", RouteNetlinkMessage::DelRoute(route), 0)?;
-                }
-            }
+        let mut routes = self.routes()?;
+        routes.retain(|route| route.attributes.contains(&RouteAttribute::Table(table)));
+        for route in routes {
+            self.change("delete route", RouteNetlinkMessage::DelRoute(route), 0)?;
         }
         Ok(())
     }
@@ -270,30 +247,46 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn default_interfaces(&mut self) -> Result<Vec<u32>, NetlinkError> {
-        let mut found = Vec::new();
-        for family in Family::BOTH {
-            let mut message = RouteMessage::default();
-            message.header.address_family = family.number();
-            let answers = match self.request(
-                "list routes",
-                RouteNetlinkMessage::GetRoute(message),
-                NLM_F_DUMP,
-            ) {
-                Err(NetlinkError::Refused { .. }) if family == Family::V6 => continue,
-                answers => answers?,
-            };
-            for answer in &answers {
-                let RouteNetlinkMessage::NewRoute(route) = answer else { continue };
-                if route.header.destination_prefix_length == 0
-                    && route.header.table == RouteHeader::RT_TABLE_MAIN
-                {
-                    found.extend(interface_of(route));
-                }
-            }
-        }
+        let mut routes = self.routes()?;
+        routes.retain(|route| {
+            route.header.destination_prefix_length == 0
+                && route.header.table == RouteHeader::RT_TABLE_MAIN
+        });
+        let mut found: Vec<u32> = routes.iter().filter_map(interface_of).collect();
         found.sort_unstable();
         found.dedup();
         Ok(found)
+    }
+
+    /// The routes of all tables.
+    fn routes(&mut self) -> Result<Vec<RouteMessage>, NetlinkError> {
+        let answers = self.of_both("list routes", |family| {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family;
+            RouteNetlinkMessage::GetRoute(message)
+        })?;
+        let route = |answer| match answer {
+            RouteNetlinkMessage::NewRoute(route) => Some(route),
+            _ => None,
+        };
+        Ok(answers.into_iter().filter_map(route).collect())
+    }
+
+    /// What there is of either family.
+    fn of_both(
+        &mut self,
+        request: &str,
+        question: impl Fn(AddressFamily) -> RouteNetlinkMessage,
+    ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+        let mut all = Vec::new();
+        for family in Family::BOTH {
+            match self.request(request, question(family.number()), NLM_F_DUMP) {
+                // A kernel without IPv6 has nothing of it.
+                Err(NetlinkError::Refused { .. }) if family == Family::V6 => {}
+                answers => all.extend(answers?),
+            }
+        }
+        Ok(all)
     }
 }
 

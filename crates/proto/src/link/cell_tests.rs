@@ -13,12 +13,13 @@ use super::relay_tests::{Row, SUITE, overlay, underlay};
 use super::session::OVERHEAD;
 use crate::onion::cell::{CELL_LEN, CircuitId, Kind, plain};
 use crate::onion::circuit::{ClientCircuit, HopCircuit, Neighbour};
+use crate::onion::compartment::Compartment;
 use crate::onion::keys::HopSecrets;
 use crate::onion::payload::{Answer, Request};
 use crate::onion::session::{CLIENT_V4, CLIENT_V6, ClientSession, ExitSession, Lease};
 use crate::onion::tables::Entry;
-use crate::packet::checksum::transport_is_valid;
-use crate::packet::ip::Ip;
+use crate::packet::checksum::{Sum, transport_is_valid};
+use crate::packet::ip::{Ip, PROTO_ICMP, PROTO_ICMPV6};
 use crate::packet::nat::{Side, replace};
 use crate::packet::segment::tests::{super_packet, tcp_packet, udp_packet};
 use crate::packet::vnet::{VNET_LEN, Vnet};
@@ -36,17 +37,24 @@ fn id(n: usize) -> CircuitId {
     CircuitId::new(0x1000 + n as u32)
 }
 
-/// A circuit from node 0 over all others; the last is the exit.
-fn path(hops: usize) -> Path {
-    let row = Row::new(hops + 1);
-    let secrets = |i: usize| HopSecrets::derive(SUITE, &[i as u8; 32], &[i as u8 ^ 0x33; 96]);
+/// A circuit from node 0 over `hops` others. `number` tells it from others.
+fn circuit(
+    row: &Row,
+    hops: usize,
+    number: usize,
+    compartment: Compartment,
+) -> (Arc<ClientCircuit>, Vec<Arc<HopCircuit>>) {
+    let id = |n: usize| id(16 * number + n);
+    let seed = |i: usize| (i + 8 * number) as u8;
+    let secrets = |i: usize| HopSecrets::derive(SUITE, &[seed(i); 32], &[seed(i) ^ 0x33; 96]);
     // Each link's numbers: forward 2i at node i+1, backward 2i+1 at node i.
     let link = |from: usize, to: usize| Neighbour {
         peer: row.nodes[from].links[to].clone(),
         theirs: id(if to > from { 2 * from } else { 2 * to + 1 }),
         ours: id(if to > from { 2 * from + 1 } else { 2 * to }),
     };
-    let circuit = Arc::new(ClientCircuit::new(1, link(0, 1), &secrets(0), 1));
+    let circuit = ClientCircuit::new(1 + number as u64, link(0, 1), &secrets(0), 1);
+    let circuit = Arc::new(circuit.in_compartment(compartment));
     (1..hops).for_each(|i| circuit.extend(&secrets(i)));
     assert!(row.nodes[0].tables.onion.insert(id(1), Entry::Client(circuit.clone())));
     let mut all = Vec::new();
@@ -62,12 +70,30 @@ fn path(hops: usize) -> Path {
         }
         all.push(hop);
     }
+    (circuit, all)
+}
+
+/// Both ends of a session over a circuit.
+fn session(
+    row: &Row,
+    (circuit, hops): &(Arc<ClientCircuit>, Vec<Arc<HopCircuit>>),
+    lease: u16,
+) -> (Arc<ClientSession>, Arc<ExitSession>) {
     let client = Arc::new(ClientSession::default());
     client.active.store(Some(circuit.clone()));
-    row.nodes[0].tables.onion.client.store(Some(client.clone()));
-    let exit = Arc::new(ExitSession::new(Lease::new(9).unwrap()));
-    all[hops - 1].session.store(Some(exit.clone()));
-    row.nodes[hops].tables.onion.set_session(exit.lease, Some(exit.clone()));
+    row.nodes[0].tables.onion.set_own_session(circuit.compartment, Some(client.clone()));
+    let exit = Arc::new(ExitSession::new(Lease::new(lease).unwrap()));
+    hops[hops.len() - 1].session.store(Some(exit.clone()));
+    row.nodes[hops.len()].tables.onion.set_session(exit.lease, Some(exit.clone()));
+    (client, exit)
+}
+
+/// A circuit from node 0 over all others; the last is the exit.
+fn path(hops: usize) -> Path {
+    let row = Row::new(hops + 1);
+    let built = circuit(&row, hops, 0, Compartment::DEFAULT);
+    let (client, exit) = session(&row, &built, 9);
+    let (circuit, all) = built;
     Path { row, circuit, hops: all, client, exit, last: hops }
 }
 
@@ -163,6 +189,141 @@ fn a_super_packet_goes_out_and_back_in_trains_of_cells() {
     }
 }
 
+/// An ICMP error that quotes `quoted`, a whole packet.
+fn error_about(v6: bool, from: IpAddr, to: IpAddr, quoted: &[u8]) -> Vec<u8> {
+    let message = [&[if v6 { 1 } else { 3 }, 1, 0, 0, 0, 0, 0, 0], quoted].concat();
+    let mut packet = udp_packet(v6, &message);
+    let start = if v6 { 40 } else { 20 };
+    // The message in the place of the UDP header and its data.
+    packet.truncate(start);
+    packet.extend(&message);
+    if v6 {
+        packet[6] = PROTO_ICMPV6;
+        packet[4..6].copy_from_slice(&(message.len() as u16).to_be_bytes());
+    } else {
+        packet[9] = PROTO_ICMP;
+        let len = packet.len() as u16;
+        packet[2..4].copy_from_slice(&len.to_be_bytes());
+        packet[10..12].fill(0);
+        let sum = Sum::default().bytes(&packet[..20]).complete();
+        packet[10..12].copy_from_slice(&sum);
+    }
+    let ip = Ip::parse(&packet).unwrap();
+    assert!(replace(&ip, &mut packet, Side::Source, from, false));
+    assert!(replace(&ip, &mut packet, Side::Destination, to, false));
+    packet[start + 2..start + 4].fill(0);
+    let sum = if v6 {
+        Sum::default().pseudo(ip.addresses(&packet), PROTO_ICMPV6, message.len())
+    } else {
+        Sum::default()
+    };
+    let sum = sum.bytes(&message).complete();
+    packet[start + 2..start + 4].copy_from_slice(&sum);
+    packet
+}
+
+fn icmp_is_sound(v6: bool, packet: &[u8]) -> bool {
+    let ip = Ip::parse(packet).unwrap();
+    let message = &packet[ip.transport..];
+    let sum = if v6 {
+        Sum::default().pseudo(ip.addresses(packet), PROTO_ICMPV6, message.len())
+    } else {
+        Sum::default()
+    };
+    sum.bytes(message).is_valid() && (v6 || Sum::default().bytes(&packet[..20]).is_valid())
+}
+
+#[test]
+fn sessions_side_by_side_use_their_own_circuits_and_addresses() {
+    let row = Row::new(4);
+    let kept = [Compartment::DEFAULT, Compartment::isolated(1).unwrap()];
+    let circuits = [0, 1].map(|n| circuit(&row, 3, n, kept[n]));
+    let sessions = [0, 1].map(|n| session(&row, &circuits[n], 9 + n as u16));
+    let lease = |n: usize, v6| Lease::new(9 + n as u16).unwrap().address(v6);
+    let mut path = Path {
+        row,
+        circuit: circuits[0].0.clone(),
+        hops: circuits[0].1.clone(),
+        client: sessions[0].0.clone(),
+        exit: sessions[0].1.clone(),
+        last: 3,
+    };
+    let mut cells = [(0, 0); 2];
+    let counted = |n: usize| {
+        let circuit = &circuits[n].0;
+        (circuit.tx_cells.load(Ordering::Relaxed), circuit.rx_cells.load(Ordering::Relaxed))
+    };
+    for (n, v6) in [(0, false), (1, false), (1, true), (0, true), (1, false)] {
+        let own = kept[n].address(v6);
+        // Out: the exit knows each by its lease, and by nothing else.
+        let mut packet = outgoing(v6, own, &payload(9_000));
+        let vnet = super_packet(&mut packet, 1200);
+        let sent = path.row.transmit(0, vnet, &packet);
+        let io = path.row.carry(sent, 3);
+        assert_eq!(io.drops, []);
+        assert_eq!(io.frames.len(), 1);
+        let frame = &io.frames[0][VNET_LEN..];
+        let ip = Ip::parse(frame).unwrap();
+        assert_eq!((ip.source(frame), frame.len()), (lease(n, v6), packet.len()));
+        // Back: each packet is its session's.
+        let answer = incoming(v6, lease(n, v6), b"answer");
+        let sent = path.row.transmit(3, Vnet::default(), &answer);
+        let io = back(&mut path, sent);
+        assert_eq!(io.drops, []);
+        let [got] = &io.packets()[..] else { panic!("{io:?}") };
+        let ip = Ip::parse(got).unwrap();
+        assert_eq!(ip.destination(got), own);
+        assert!(transport_is_valid(&ip, got));
+        // An error from outside quotes what we had sent, as we had sent it.
+        let there = ip.source(got);
+        let quoted = outgoing(v6, lease(n, v6), b"lost");
+        let error = error_about(v6, there, lease(n, v6), &quoted);
+        let sent = path.row.transmit(3, Vnet::default(), &error);
+        let io = back(&mut path, sent);
+        let [got] = &io.packets()[..] else { panic!("{io:?}") };
+        let start = if v6 { 40 } else { 20 };
+        // Its header and ports; the sum behind them is the sender's (RFC 5508).
+        let named = |packet: &[u8]| packet[..start + 16].to_vec();
+        assert_eq!(named(&got[start + 8..]), named(&outgoing(v6, own, b"lost")));
+        assert!(icmp_is_sound(v6, got));
+        // And one of ours quotes what had come to us as the exit knows it.
+        let quoted = incoming(v6, own, b"unwanted");
+        let error = error_about(v6, own, there, &quoted);
+        let sent = path.row.transmit(0, Vnet::default(), &error);
+        let io = path.row.carry(sent, 3);
+        let [got] = &io.packets()[..] else { panic!("{io:?}") };
+        assert_eq!(named(&got[start + 8..]), named(&incoming(v6, lease(n, v6), b"unwanted")));
+        assert!(icmp_is_sound(v6, got));
+        // What is too big is told as its sender knows it.
+        let big = outgoing(v6, own, &payload(1300));
+        let io = path.row.transmit(0, Vnet::default(), &big);
+        assert_eq!(io.drops, [(DropReason::TooBig, 1)]);
+        let told = &io.frames[0][VNET_LEN + start + 8..];
+        assert_eq!(told[..start + 20], big[..start + 20]);
+        // Nothing of it went over the other's circuit.
+        let before = cells;
+        cells = [counted(0), counted(1)];
+        assert!(cells[n].0 > before[n].0 && cells[n].1 > before[n].1, "{before:?} {cells:?}");
+        assert_eq!(cells[1 - n], before[1 - n]);
+    }
+    let seen = |n: usize| sessions[n].1.stream.rx_packets.load(Ordering::Relaxed);
+    assert_eq!((seen(0), seen(1)), (2 * 9, 3 * 9));
+    // Without a circuit, or without a session, nothing leaves by another.
+    let packet = outgoing(false, kept[1].address(false), b"nowhere");
+    sessions[1].0.active.store(None);
+    let io = path.row.transmit(0, Vnet::default(), &packet);
+    assert_eq!((io.drops[0].0, io.sent.len()), (DropReason::NoCircuit, 0));
+    path.row.nodes[0].tables.onion.set_own_session(kept[1], None);
+    let io = path.row.transmit(0, Vnet::default(), &packet);
+    assert_eq!((io.drops[0].0, io.sent.len()), (DropReason::NoRoute, 0));
+    // What still comes over its circuit is nobody's.
+    let answer = incoming(false, lease(1, false), b"late");
+    let sent = path.row.transmit(3, Vnet::default(), &answer);
+    let io = back(&mut path, sent);
+    assert_eq!((io.drops[0].0, io.frames.len()), (DropReason::NoCircuit, 0));
+    assert_eq!([counted(0).0, counted(1).0], [cells[0].0, cells[1].0]);
+}
+
 #[test]
 fn small_packets_share_cells_and_keep_their_checksums() {
     let mut path = path(3);
@@ -220,9 +381,13 @@ fn inner_packets_with_other_addresses_are_refused_at_both_ends() {
     let mut path = path(2);
     let udp = udp_packet(false, b"to a member");
     let ip = Ip::parse(&udp).unwrap();
-    for (source, destination) in
-        [("192.0.0.2", "10.0.0.2"), ("198.51.100.1", "203.0.113.5"), ("192.0.0.2", "240.0.0.7")]
-    {
+    for (source, destination) in [
+        ("192.0.0.2", "10.0.0.2"),
+        ("198.51.100.1", "203.0.113.5"),
+        ("192.0.0.2", "240.0.0.7"),
+        ("192.0.0.2", "240.1.0.7"),
+        ("240.1.0.7", "203.0.113.5"),
+    ] {
         let mut packet = udp.clone();
         replace(&ip, &mut packet, Side::Source, source.parse().unwrap(), false);
         replace(&ip, &mut packet, Side::Destination, destination.parse().unwrap(), false);

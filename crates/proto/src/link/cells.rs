@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use warren_types::DropReason;
 
+use super::cell_address::{End, Renamed};
 use super::event::{Outputs, ToEngine};
 use super::outbound::{Fate, Outbound};
 use super::peer::PeerLink;
@@ -21,6 +22,7 @@ use crate::onion::cell::{
     BACKWARD_LEN, CELL_LEN, CircuitId, FORWARD_LEN, HEADER_LEN, Kind, TEXT_LEN, parse, write_header,
 };
 use crate::onion::circuit::{CLIENT_BUFFER, ClientCircuit, HopCircuit};
+use crate::onion::compartment::Compartment;
 use crate::onion::layer::{CellError, Opened};
 use crate::onion::payload::{
     Answer, HEAD_LEN, INNER_MTU, RECORD_HEAD, Records, Request, parse_data, write_data_head,
@@ -30,7 +32,6 @@ use crate::onion::session::{ClientSession, ExitSession, Lease, Stream, client_ad
 use crate::onion::tables::{Entry, OnionTables};
 use crate::packet::gather::Gather;
 use crate::packet::ip::Ip;
-use crate::packet::nat::{self, Side};
 use crate::packet::rewrite;
 use crate::packet::segment::{Checksums, Segments};
 use crate::packet::vnet::Vnet;
@@ -45,23 +46,11 @@ fn reason(error: CellError) -> DropReason {
     }
 }
 
-/// Whose packets came in a text.
-#[derive(Debug, Clone, Copy)]
-enum Receiver<'a> {
-    /// Those of a session here: they go on under its lease.
-    Exit(Lease),
-    /// Our own.
-    Client(&'a QueueControl),
-}
-
-impl Receiver<'_> {
-    /// True when the packet is to be lost, so that its sender goes slower. One
-    /// that can be told so is marked instead.
-    fn refuses(self, ip: &Ip, packet: &mut [u8], now_ms: u64) -> bool {
-        let Self::Client(queue) = self else { return false };
-        queue.slows(Toward::Client, Class::of(ip, packet), now_ms)
-            && !rewrite::mark_congestion(ip, packet)
-    }
+/// True when a packet is to be lost, so that its sender goes slower. One that can
+/// be told so is marked instead.
+fn refuses(queue: &QueueControl, ip: &Ip, packet: &mut [u8], now_ms: u64) -> bool {
+    queue.slows(Toward::Client, Class::of(ip, packet), now_ms)
+        && !rewrite::mark_congestion(ip, packet)
 }
 
 /// Opens cells. One per worker thread.
@@ -209,7 +198,7 @@ impl CellReader {
             }
             if session.stream.accept(sequence) {
                 let lease = session.lease;
-                let (packets, bytes) = self.deliver(io, around, text, Receiver::Exit(lease));
+                let (packets, bytes) = self.deliver(io, around, text, End::Exit(lease), None);
                 session.stream.note_received(packets, bytes, around.now_ms);
             }
             return None;
@@ -248,11 +237,14 @@ impl CellReader {
             if hop + 1 != circuit.hops() {
                 return Some(DropReason::CellForged);
             }
-            let session = around.tables.client.load();
-            let Some(session) = session.as_ref() else { return Some(DropReason::NoCircuit) };
+            let compartment = circuit.compartment;
+            let Some(session) = around.tables.own_session(compartment) else {
+                return Some(DropReason::NoCircuit);
+            };
             if session.stream.accept(sequence) {
-                let receiver = Receiver::Client(&session.queue);
-                let (packets, bytes) = self.deliver(io, around, text, receiver);
+                let end = End::Client(compartment);
+                let queue = Some(&session.queue);
+                let (packets, bytes) = self.deliver(io, around, text, end, queue);
                 session.stream.note_received(packets, bytes, around.now_ms);
             }
             return None;
@@ -261,13 +253,16 @@ impl CellReader {
         None
     }
 
-    /// Hands the packets of a text to the TUN. Returns how many and their bytes.
+    /// Hands the packets of a text to the TUN: at an exit under the session's
+    /// lease, at a client with its compartment's address, unless its queue
+    /// control refuses them. Returns how many and their bytes.
     fn deliver(
         &mut self,
         io: &mut impl Outputs,
         around: &mut Around<'_>,
         text: &[u8],
-        receiver: Receiver<'_>,
+        end: End,
+        queue: Option<&QueueControl>,
     ) -> (u64, u64) {
         let (mut packets, mut bytes) = (0, 0);
         for (record, partial) in Records::of(text) {
@@ -275,17 +270,15 @@ impl CellReader {
             slot.copy_from_slice(record);
             let refused = match Ip::parse(slot) {
                 None => Some(DropReason::Malformed),
-                Some(ip) if !self.allowed(around.routes, &ip, slot, receiver) => {
+                Some(ip) if !self.allowed(around.routes, &ip, slot, end) => {
                     Some(DropReason::CellAddress)
                 }
-                Some(ip) if receiver.refuses(&ip, slot, around.now_ms) => {
+                Some(ip) if queue.is_some_and(|q| refuses(q, &ip, slot, around.now_ms)) => {
                     Some(DropReason::Congestion)
                 }
                 Some(ip) => {
-                    if let Receiver::Exit(lease) = receiver {
-                        let own = lease.address(ip.v6);
-                        nat::replace(&ip, slot, Side::Source, own, partial);
-                        nat::replace_quoted_destination(&ip, slot, client_address(ip.v6), own);
+                    if let Some(renamed) = Renamed::arriving(end, ip.v6) {
+                        renamed.apply(&ip, slot, partial);
                     }
                     if ip.total_len <= SMALL_PACKET {
                         rewrite::clamp_mss(&ip, slot, INNER_MTU, partial);
@@ -305,11 +298,11 @@ impl CellReader {
     }
 
     /// From the inner address to outside the mesh, or back.
-    fn allowed(&mut self, routes: &Routes, ip: &Ip, packet: &[u8], receiver: Receiver<'_>) -> bool {
+    fn allowed(&mut self, routes: &Routes, ip: &Ip, packet: &[u8], end: End) -> bool {
         let (source, destination) = (ip.source(packet), ip.destination(packet));
-        let (inner, outer) = match receiver {
-            Receiver::Exit(_) => (source, destination),
-            Receiver::Client(_) => (destination, source),
+        let (inner, outer) = match end {
+            End::Exit(_) => (source, destination),
+            End::Client(_) => (destination, source),
         };
         if inner != client_address(ip.v6) {
             return false;
@@ -317,8 +310,10 @@ impl CellReader {
         if self.outside == Some(outer) {
             return true;
         }
-        let outside =
-            routes.lookup(outer).is_none() && !routes.is_local(outer) && Lease::of(outer).is_none();
+        let outside = routes.lookup(outer).is_none()
+            && !routes.is_local(outer)
+            && Lease::of(outer).is_none()
+            && Compartment::of(outer).is_none();
         if outside {
             self.outside = Some(outer);
         }
@@ -400,7 +395,8 @@ impl Default for CellWriter {
 
 impl CellWriter {
     /// Sends a frame from the TUN that no peer is the owner of: to a client's
-    /// lease, or out through our own session. `None` when it is neither.
+    /// lease, or out through the session of ours whose compartment it is from.
+    /// `None` when it is neither.
     #[allow(clippy::too_many_arguments, reason = "as Outbound::send")]
     pub(super) fn send(
         &mut self,
@@ -412,33 +408,23 @@ impl CellWriter {
         packet: &mut [u8],
         now_ms: u64,
     ) -> Option<Fate> {
-        let lease = Lease::of(ip.destination(packet));
-        let way = match lease {
+        let (end, way) = match Lease::of(ip.destination(packet)) {
             Some(lease) => {
                 let session = tables.session(lease)?;
-                match session.active.load_full() {
-                    Some(circuit) => Way::Exit(session, circuit),
-                    None => return Some(Fate::Dropped(DropReason::NoCircuit)),
-                }
+                let circuit = session.active.load_full();
+                (End::Exit(lease), circuit.map(|circuit| Way::Exit(session, circuit)))
             }
             None => {
-                let session = tables.client.load_full()?;
-                if ip.source(packet) != client_address(ip.v6) {
-                    return None;
-                }
-                match session.active.load_full() {
-                    Some(circuit) => Way::Client(session, circuit),
-                    None => return Some(Fate::Dropped(DropReason::NoCircuit)),
-                }
+                let compartment = Compartment::of(ip.source(packet))?;
+                let session = tables.own_session(compartment)?;
+                let circuit = session.active.load_full();
+                (End::Client(compartment), circuit.map(|circuit| Way::Client(session, circuit)))
             }
         };
-        let readdress = |packet: &mut [u8], from: IpAddr, to: IpAddr| {
-            nat::replace(ip, packet, Side::Destination, to, vnet.needs_csum);
-            nat::replace_quoted_source(ip, packet, from, to);
-        };
-        let ends = lease.map(|lease| (lease.address(ip.v6), client_address(ip.v6)));
-        if let Some((own, inner)) = ends {
-            readdress(packet, own, inner);
+        let Some(way) = way else { return Some(Fate::Dropped(DropReason::NoCircuit)) };
+        let renamed = Renamed::leaving(end, ip.v6);
+        if let Some(renamed) = renamed {
+            renamed.apply(ip, packet, vnet.needs_csum);
         }
         let Ok(plan) = Segments::plan(vnet, &packet[..ip.total_len], Checksums::Partial) else {
             return Some(Fate::Dropped(DropReason::Malformed));
@@ -448,8 +434,8 @@ impl CellWriter {
         }
         if plan.largest() > INNER_MTU {
             // What is said of it must name it as the sender knows it.
-            if let Some((own, inner)) = ends {
-                readdress(packet, inner, own);
+            if let Some(renamed) = renamed {
+                renamed.back().apply(ip, packet, vnet.needs_csum);
             }
             return Some(Fate::TooBig(INNER_MTU as u16));
         }

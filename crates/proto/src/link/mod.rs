@@ -9,13 +9,15 @@
 //! - [`tables`]: destination address to peer, receiver index to session.
 //! - [`transmit`], [`receive`]: the fast path itself, batch by batch: pure
 //!   functions over the above, with [`event`] for what comes out of them.
-//! - `cells`: what workers do with the cells of circuits.
+//! - `cells`, `cell_address`: what workers do with the cells of circuits, and by
+//!   which addresses they know whose packets are in them.
 //! - [`outbound`], [`seal`]: what both use to send.
 //!
 //! Ownership: the engine alone creates sessions and publishes tables; workers
 //! only read them, add to counters, move a stock peer's endpoint when it roams,
 //! and note the way back of what comes over other nodes.
 
+mod cell_address;
 mod cells;
 pub mod event;
 pub mod frame;

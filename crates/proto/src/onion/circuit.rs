@@ -11,6 +11,7 @@ use arc_swap::ArcSwapOption;
 use super::cell::{
     BODY_LEN, CELL_LEN, CircuitId, HEADER_LEN, Kind, SLOT_LEN, TEXT_LEN, write_header,
 };
+use super::compartment::Compartment;
 use super::keys::HopSecrets;
 use super::layer::{
     BackwardClient, BackwardHop, BackwardPass, CellError, ForwardClient, ForwardHop, Opened,
@@ -146,6 +147,8 @@ pub const CLIENT_BUFFER: usize = HEADER_LEN + SEAL_BUFFER;
 pub struct ClientCircuit {
     /// Tells the client's circuits apart.
     pub serial: u64,
+    /// The session it is for.
+    pub compartment: Compartment,
     /// The first hop.
     pub entry: Neighbour,
     forward: Mutex<Vec<ForwardClient>>,
@@ -167,10 +170,11 @@ impl std::fmt::Debug for ClientCircuit {
 }
 
 impl ClientCircuit {
-    /// A circuit of one hop.
+    /// A circuit of one hop, for the first session.
     pub fn new(serial: u64, entry: Neighbour, first: &HopSecrets, now_ms: u64) -> Self {
         let circuit = Self {
             serial,
+            compartment: Compartment::DEFAULT,
             entry,
             forward: Mutex::default(),
             backward: Mutex::default(),
@@ -181,6 +185,12 @@ impl ClientCircuit {
         };
         circuit.extend(first);
         circuit
+    }
+
+    /// For another session than the first.
+    #[must_use]
+    pub fn in_compartment(self, compartment: Compartment) -> Self {
+        Self { compartment, ..self }
     }
 
     /// Adds a hop.

@@ -6,6 +6,7 @@
 //! - [`payload`]: what is said under the layers.
 //! - [`circuit`], [`session`], [`tables`]: what workers share with the slow path.
 //! - [`aqm`]: which packets of a session are slowed down for the sake of others.
+//! - [`compartment`]: several sessions of one client.
 //!
 //! Invariants: no I/O and no clock; nothing panics on outside bytes; a hop
 //! knows its neighbours only.
@@ -14,6 +15,7 @@ pub mod aqm;
 pub mod cell;
 pub mod circuit;
 pub mod client;
+pub mod compartment;
 pub mod handshake;
 pub mod keys;
 pub mod layer;

@@ -9,6 +9,7 @@ use arc_swap::ArcSwapOption;
 
 use super::cell::CircuitId;
 use super::circuit::{ClientCircuit, HopCircuit};
+use super::compartment::Compartment;
 use super::session::{ClientSession, ExitSession, Lease};
 
 /// Whose circuit a number of ours stands for.
@@ -41,8 +42,11 @@ pub struct CellCounters {
 pub struct OnionTables {
     shards: Vec<Shard>,
     leases: RwLock<HashMap<Lease, Arc<ExitSession>>>,
-    /// Our own session, for packets that no peer is the owner of.
+    /// Our own first session, for packets that no peer is the owner of.
     pub client: ArcSwapOption<ClientSession>,
+    /// Our others.
+    isolated: RwLock<HashMap<Compartment, Arc<ClientSession>>>,
+    serials: AtomicU64,
     /// Counters.
     pub cells: CellCounters,
 }
@@ -53,6 +57,8 @@ impl Default for OnionTables {
             shards: (0..SHARDS).map(|_| Shard::default()).collect(),
             leases: RwLock::default(),
             client: ArcSwapOption::empty(),
+            isolated: RwLock::default(),
+            serials: AtomicU64::new(1),
             cells: CellCounters::default(),
         }
     }
@@ -97,6 +103,33 @@ impl OnionTables {
             Some(session) => leases.insert(lease, session),
             None => leases.remove(&lease),
         };
+    }
+
+    /// Our own session in a compartment.
+    #[inline]
+    pub fn own_session(&self, compartment: Compartment) -> Option<Arc<ClientSession>> {
+        if compartment == Compartment::DEFAULT {
+            return self.client.load_full();
+        }
+        let isolated = self.isolated.read().unwrap_or_else(PoisonError::into_inner);
+        isolated.get(&compartment).cloned()
+    }
+
+    /// Replaces it, or takes it away.
+    pub fn set_own_session(&self, compartment: Compartment, session: Option<Arc<ClientSession>>) {
+        if compartment == Compartment::DEFAULT {
+            return self.client.store(session);
+        }
+        let mut isolated = self.isolated.write().unwrap_or_else(PoisonError::into_inner);
+        match session {
+            Some(session) => isolated.insert(compartment, session),
+            None => isolated.remove(&compartment),
+        };
+    }
+
+    /// A number for a circuit of ours, whichever session it is for.
+    pub(crate) fn new_serial(&self) -> u64 {
+        self.serials.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Adds to a counter.

@@ -85,7 +85,7 @@ impl Run<'_> {
                     .collect(),
                 _ => left(&self.entry),
             };
-            let positions = self.pools(entries, left(&self.relay), self.exits());
+            let positions = self.pools(entries);
             exhaustively(&positions, hops, &self.conflicts(lifted)).is_some()
         };
         let culprit = [Rule::SameCountry, Rule::NotGuard, Rule::SameNetwork, Rule::SameFamily]

@@ -1,4 +1,4 @@
-//! From candidates to one path and its standbys.
+//! From candidates to one path.
 
 use serde::{Deserialize, Serialize};
 use warren_types::{NodeId, NodeName, Place};
@@ -18,8 +18,6 @@ use super::search::{Conflicts, Positions, by_chance, exhaustively};
 
 /// Paths sampled for one choice.
 const SAMPLES: usize = 64;
-/// And for each standby.
-const STANDBY_SAMPLES: usize = 24;
 /// Least number of exits among which `nearest` chooses.
 pub(super) const NEAREST: usize = 8;
 
@@ -36,8 +34,6 @@ pub struct Input<'a> {
     pub constraints: &'a Constraints,
     /// The pinned guards; `None`: any entry will do.
     pub guards: Option<&'a GuardState>,
-    /// Standbys wanted: the first over the same exit, the rest over others.
-    pub standbys: u8,
 }
 
 /// One hop of a path.
@@ -53,31 +49,7 @@ pub struct Hop {
     pub position: Position,
 }
 
-/// What a standby is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StandbyKind {
-    /// The same exit over other nodes: takes over at once.
-    SameExit,
-    /// Another exit, for when the exit itself dies; relays are others too, and
-    /// the entry where there is a choice.
-    OtherExit,
-}
-
-/// A further path.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Standby {
-    /// What it is for.
-    pub kind: StandbyKind,
-    /// Its hops, entry first.
-    pub hops: Vec<Hop>,
-    /// True when it has the entry of the chosen path, because there is no other.
-    pub shares_entry: bool,
-    /// What it is expected to do.
-    pub predicted: Predicted,
-}
-
-/// A path, and what stands by.
+/// A path.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Choice {
     /// Its hops, entry first.
@@ -86,8 +58,6 @@ pub struct Choice {
     pub predicted: Predicted,
     /// With which probability it was chosen among the paths sampled.
     pub probability: f64,
-    /// Fewer than wanted where there are no more.
-    pub standbys: Vec<Standby>,
 }
 
 /// A sampled path and what came of it.
@@ -109,14 +79,6 @@ pub struct Sampled {
 /// [`SelectionError`] when no path keeps all rules; it names the rule.
 pub fn choose(input: &Input<'_>, seed: Seed) -> Result<Choice, SelectionError> {
     Run::new(input).finish(seed).1
-}
-
-/// What a path over these nodes (entry first) is expected to do with the
-/// measurements as they are now; `None` when one of them is no candidate.
-pub fn predict(input: &Input<'_>, hops: &[NodeId]) -> Option<Predicted> {
-    let nodes: Option<Vec<&Candidate>> =
-        hops.iter().map(|id| input.candidates.iter().find(|node| node.id == *id)).collect();
-    Some(score::predict(input.own, &nodes?, input.measurements, input.constraints.exit))
 }
 
 /// One choice under way.
@@ -207,8 +169,7 @@ impl<'a> Run<'a> {
             }
         }
         let mut draws = Draws::new(seed);
-        let conflicts = self.conflicts(None);
-        let Some(paths) = self.sample(&conflicts, &mut draws) else {
+        let Some(paths) = self.sample(&self.conflicts(None), &mut draws) else {
             return (Vec::new(), Err(self.no_path()));
         };
         let scored: Vec<(Vec<usize>, u32, Predicted)> = paths
@@ -236,7 +197,6 @@ impl<'a> Run<'a> {
             hops: self.hops(path),
             predicted: *predicted,
             probability: probabilities[chosen],
-            standbys: self.standbys(path, &conflicts, &mut draws),
         };
         (sampled, Ok(choice))
     }
@@ -261,18 +221,15 @@ impl<'a> Run<'a> {
         if primary.is_empty() { vec![all] } else { vec![primary, all] }
     }
 
-    pub(super) fn pools(&self, entries: Vec<usize>, relays: Vec<usize>, exits: Pool) -> Positions {
+    /// Whom each hop is drawn from, if the first is one of `entries`.
+    pub(super) fn pools(&self, entries: Vec<usize>) -> Positions {
         Positions {
             entry: Pool::new(entries, &self.weights),
-            relay: Pool::new(relays, &self.weights),
-            exit: exits,
-        }
-    }
-
-    pub(super) fn exits(&self) -> Pool {
-        match self.input.constraints.exit {
-            ExitChoice::Random | ExitChoice::Nearest(_) => Pool::even(left(&self.exit)),
-            _ => Pool::new(left(&self.exit), &self.weights),
+            relay: Pool::new(left(&self.relay), &self.weights),
+            exit: match self.input.constraints.exit {
+                ExitChoice::Random | ExitChoice::Nearest(_) => Pool::even(left(&self.exit)),
+                _ => Pool::new(left(&self.exit), &self.weights),
+            },
         }
     }
 
@@ -280,7 +237,7 @@ impl<'a> Run<'a> {
     fn sample(&self, conflicts: &Conflicts, draws: &mut Draws) -> Option<Vec<(Vec<usize>, u32)>> {
         let hops = self.input.constraints.hops;
         for entries in self.entries() {
-            let mut positions = self.pools(entries, left(&self.relay), self.exits());
+            let mut positions = self.pools(entries);
             let Some(first) = by_chance(&positions, hops, conflicts, draws)
                 .or_else(|| exhaustively(&positions, hops, conflicts))
             else {
@@ -302,67 +259,6 @@ impl<'a> Run<'a> {
             return Some(paths);
         }
         None
-    }
-
-    /// Paths that keep apart from `path`.
-    fn standbys(&self, path: &[usize], conflicts: &Conflicts, draws: &mut Draws) -> Vec<Standby> {
-        let Some((exit, others)) = path.split_last() else { return Vec::new() };
-        let without = |from: Vec<usize>, taken: &[usize]| -> Vec<usize> {
-            from.into_iter().filter(|at| !taken.contains(at)).collect()
-        };
-        let mut standbys: Vec<Standby> = Vec::new();
-        let mut taken = path.to_vec();
-        for number in 0..self.input.standbys {
-            let kind = if number == 0 { StandbyKind::SameExit } else { StandbyKind::OtherExit };
-            if kind == StandbyKind::SameExit && others.is_empty() {
-                continue;
-            }
-            // Another entry if there is one that fits.
-            let apart = without(left(&self.entry), path);
-            let shared = others.first().copied().into_iter().collect();
-            let found = [apart, shared].into_iter().find_map(|entries| {
-                let exits = match kind {
-                    StandbyKind::SameExit => Pool::even(vec![*exit]),
-                    StandbyKind::OtherExit => {
-                        Pool::new(without(left(&self.exit), &taken), &self.weights)
-                    }
-                };
-                let positions = self.pools(entries, without(left(&self.relay), path), exits);
-                self.best(&positions, conflicts, draws)
-            });
-            let Some((hops, predicted)) = found else { continue };
-            taken.extend(hops.last());
-            standbys.push(Standby {
-                kind,
-                shares_entry: hops.len() > 1 && hops.first() == others.first(),
-                hops: self.hops(&hops),
-                predicted,
-            });
-        }
-        standbys
-    }
-
-    /// The best of some sampled paths.
-    fn best(
-        &self,
-        positions: &Positions,
-        conflicts: &Conflicts,
-        draws: &mut Draws,
-    ) -> Option<(Vec<usize>, Predicted)> {
-        let hops = self.input.constraints.hops;
-        let first = by_chance(positions, hops, conflicts, draws)
-            .or_else(|| exhaustively(positions, hops, conflicts))?;
-        let mut paths = vec![first];
-        paths.extend(
-            (1..STANDBY_SAMPLES).filter_map(|_| by_chance(positions, hops, conflicts, draws)),
-        );
-        paths
-            .into_iter()
-            .map(|path| {
-                let predicted = self.predict(&path);
-                (path, predicted)
-            })
-            .min_by(|a, b| a.1.cost_ms.total_cmp(&b.1.cost_ms))
     }
 
     fn predict(&self, path: &[usize]) -> Predicted {

@@ -59,8 +59,6 @@ pub struct Explanation {
     pub constraints: Constraints,
     /// The guards.
     pub guards: Option<GuardState>,
-    /// Standbys wanted.
-    pub standbys: u8,
     /// What all draws follow from.
     pub seed: Seed,
     /// What the rules left at each position.
@@ -100,7 +98,6 @@ pub fn explain(input: &Input<'_>, seed: Seed) -> Explanation {
         measurements: input.measurements.clone(),
         constraints: input.constraints.clone(),
         guards: input.guards.cloned(),
-        standbys: input.standbys,
         seed,
         positions: run.reports(),
         weights: run.weights,
@@ -120,7 +117,6 @@ pub fn recompute(recorded: &Explanation) -> Explanation {
         measurements: &recorded.measurements,
         constraints: &recorded.constraints,
         guards: recorded.guards.as_ref(),
-        standbys: recorded.standbys,
     };
     explain(&input, recorded.seed)
 }
@@ -152,13 +148,7 @@ pub fn verify(recorded: &Explanation) -> Result<(), Mismatch> {
     if !same_paths {
         return Err(Mismatch::Sampled);
     }
-    let hops = |choice: &Choice| -> Vec<Vec<_>> {
-        let standbys = choice.standbys.iter().map(|standby| &standby.hops);
-        std::iter::once(&choice.hops)
-            .chain(standbys)
-            .map(|hops| hops.iter().map(|hop| hop.id).collect())
-            .collect()
-    };
+    let hops = |choice: &Choice| -> Vec<_> { choice.hops.iter().map(|hop| hop.id).collect() };
     let equal = match (&again.outcome, &recorded.outcome) {
         (Outcome::Chosen(a), Outcome::Chosen(b)) => {
             hops(a) == hops(b) && near(a.probability, b.probability)

@@ -1,4 +1,4 @@
-//! What a path is expected to do, and when another is worth moving to.
+//! What a path is expected to do.
 
 use serde::{Deserialize, Serialize};
 
@@ -95,35 +95,4 @@ pub(super) fn soft_min(paths: &[(f64, u32)]) -> Vec<f64> {
         .collect();
     let total: f64 = raw.iter().sum();
     raw.into_iter().map(|p| p / total).collect()
-}
-
-/// How long another path must have been better, milliseconds.
-pub const HOLD_MS: u64 = 30_000;
-/// How much better: at most this share of the cost of the one in use.
-const BETTER: f64 = 0.8;
-
-/// Keeps paths from being changed for a moment's gain.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Hysteresis {
-    better_since: Option<u64>,
-}
-
-impl Hysteresis {
-    /// Tells it what the path in use and the best other cost now (`None`: there
-    /// is no other), `now_ms` on any clock that does not go back. True when the
-    /// other has been at least 20 % better for all of the last 30 s: then move,
-    /// and the wait starts anew.
-    pub fn should_move(&mut self, current_ms: f64, best_ms: Option<f64>, now_ms: u64) -> bool {
-        let better = best_ms.is_some_and(|best| best <= current_ms * BETTER);
-        if !better {
-            self.better_since = None;
-            return false;
-        }
-        let since = *self.better_since.get_or_insert(now_ms);
-        if now_ms.saturating_sub(since) < HOLD_MS {
-            return false;
-        }
-        self.better_since = None;
-        true
-    }
 }

@@ -3,7 +3,6 @@
 mod guards;
 mod paths;
 mod properties;
-mod scores;
 
 use std::net::IpAddr;
 
@@ -65,7 +64,6 @@ struct World {
     measurements: Measurements,
     constraints: Constraints,
     guards: Option<GuardState>,
-    standbys: u8,
 }
 
 impl World {
@@ -76,7 +74,6 @@ impl World {
             measurements: Measurements::default(),
             constraints: Constraints::default(),
             guards: None,
-            standbys: 3,
         }
     }
 
@@ -87,7 +84,6 @@ impl World {
             measurements: &self.measurements,
             constraints: &self.constraints,
             guards: self.guards.as_ref(),
-            standbys: self.standbys,
         }
     }
 

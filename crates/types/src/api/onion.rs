@@ -182,6 +182,30 @@ pub struct RelayReport {
     pub ended_cells: u64,
 }
 
+/// The session of one user name that programs gave to the proxies.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct IsolatedReport {
+    /// The user name; what is no UTF-8 in it is replaced.
+    pub user: String,
+    /// Where it stands.
+    pub state: OnionState,
+    /// Why there is no path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// The exit's name.
+    pub exit: Option<String>,
+    /// The exit reaches IPv6 destinations.
+    pub ipv6: bool,
+    /// Circuits, the active one first.
+    pub circuits: Vec<OnionCircuit>,
+    /// Inner bytes of the session.
+    pub tx_bytes: u64,
+    /// See `tx_bytes`.
+    pub rx_bytes: u64,
+    /// Since it was last used, seconds.
+    pub idle_s: u64,
+}
+
 /// Answer of `GET /v1/onion`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OnionReport {
@@ -218,6 +242,12 @@ pub struct OnionReport {
     pub inner: Vec<IpAddr>,
     /// The kill switch is on.
     pub kill_switch: bool,
+    /// Sessions beside this one, each of one user name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub isolated: Vec<IsolatedReport>,
+    /// How many there can be.
+    #[serde(default)]
+    pub most_isolated: usize,
     /// What passes through this node for others.
     pub relay: RelayReport,
 }

@@ -243,7 +243,8 @@ pub(crate) struct Flags {
     /// --socks and --http.
     #[arg(long)]
     userspace: bool,
-    /// Serve SOCKS5 here (with --userspace), such as 127.0.0.1:1080.
+    /// Serve SOCKS5 here (with --userspace), such as 127.0.0.1:1080. Each user
+    /// name given to it has a path out of the mesh of its own.
     #[arg(long, value_name = "ADDR:PORT")]
     socks: Option<SocketAddr>,
     /// Serve HTTP CONNECT here (with --userspace), such as 127.0.0.1:8080.

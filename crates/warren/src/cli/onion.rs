@@ -408,6 +408,7 @@ fn render(report: &OnionReport) -> String {
     for one in &report.circuits {
         circuit(one, &mut text);
     }
+    isolated(report, &mut text);
     let relay = &report.relay;
     if relay.handshakes > 0 {
         let _ = writeln!(
@@ -419,6 +420,40 @@ fn render(report: &OnionReport) -> String {
         );
     }
     text
+}
+
+/// The sessions of user names, a few lines each; the JSON has all of it.
+fn isolated(report: &OnionReport, text: &mut String) {
+    if report.isolated.is_empty() {
+        return;
+    }
+    let (count, most) = (report.isolated.len(), report.most_isolated);
+    let full = if count < most { "" } else { "; another user name is refused until one is idle" };
+    let _ = writeln!(text, "\nUser names with a path of their own: {count} of {most}{full}");
+    for one in &report.isolated {
+        // Quoted and escaped: whatever a program sent is not the terminal's.
+        let _ = write!(text, "  {:?}: ", one.user);
+        let active = one.circuits.first().filter(|circuit| circuit.phase == "active");
+        let names = active.map(|circuit| {
+            circuit.hops.iter().map(|hop| hop.name.as_str()).collect::<Vec<_>>().join(" > ")
+        });
+        let _ = match (one.state, names) {
+            (OnionState::Connected, Some(names)) => writeln!(text, "{names}"),
+            (OnionState::Interrupted, _) => writeln!(text, "interrupted: nothing leaves"),
+            _ => writeln!(text, "connecting: nothing leaves yet"),
+        };
+        if let Some(problem) = &one.problem {
+            let _ = writeln!(text, "    problem: {problem}");
+        }
+        let _ = writeln!(
+            text,
+            "    carried: {} out, {} in; IPv6 {}; idle for {}",
+            bytes(one.tx_bytes),
+            bytes(one.rx_bytes),
+            if one.ipv6 { "yes" } else { "no" },
+            uptime(one.idle_s),
+        );
+    }
 }
 
 fn bytes(count: u64) -> String {

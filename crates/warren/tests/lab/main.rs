@@ -24,6 +24,7 @@ mod names;
 mod nat;
 mod network;
 mod onion;
+mod onion_isolation;
 mod onion_knowledge;
 mod onion_leaks;
 mod onion_load;
@@ -126,6 +127,7 @@ fn main() -> ExitCode {
             host::SCENARIOS,
             exit::SCENARIOS,
             onion::SCENARIOS,
+            onion_isolation::SCENARIOS,
             onion_knowledge::SCENARIOS,
             onion_load::SCENARIOS,
             onion_trouble::SCENARIOS,

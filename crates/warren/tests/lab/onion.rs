@@ -10,6 +10,7 @@ use warren_types::api::{OnionReport, OnionState};
 
 use crate::Scenario;
 use crate::mesh::{Actor, Mesh};
+use crate::names::eventually;
 
 pub(crate) const SCENARIOS: &[Scenario] =
     &[("a_path_of_three_hops_leaves_at_the_exit", a_path_of_three_hops)];
@@ -27,6 +28,8 @@ const HOPS: [Part; 7] = [
     ("exit-de", "exit", "de"),
     ("exit-sg", "exit", "sg"),
 ];
+/// A network behind one of them.
+const BEHIND: &str = "192.168.77.0/24";
 /// The client is the first of the cast, the server the last.
 pub(crate) const CLIENT: usize = 0;
 
@@ -177,6 +180,12 @@ fn a_path_of_three_hops() -> Result<()> {
     println!("{}", mesh.node(CLIENT).warren(&["path", "show"])?);
     println!("{}", mesh.node(CLIENT).warren(&["path", "verify"])?);
     println!("{}", mesh.node(CLIENT).warren(&["path", "explain"])?);
+    // A network that is added behind a member is reached over the mesh at once.
+    mesh.node(place(&mesh, "entry-fr")).warren(&["route", "advertise", BEHIND])?;
+    mesh.node(CLIENT).warren(&["route", "approve", "entry-fr", BEHIND])?;
+    eventually("the machine's traffic follows the mesh's routes", || {
+        Ok(mesh.hosts[CLIENT].run("ip", &["rule"])?.contains(BEHIND))
+    })?;
     mesh.node(CLIENT).warren(&["disconnect"])?;
     let own = mesh.places[CLIENT].ipv4();
     let seen = seen_as(&mesh)?;

@@ -42,13 +42,13 @@ const EXIT: usize = HOPS.len();
 const SERVER: usize = HOPS.len() + 1;
 
 /// Answers every question for an IPv4 address with one; remembers who asked.
-struct Resolver {
+pub(crate) struct Resolver {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Vec<IpAddr>>>,
 }
 
 impl Resolver {
-    fn start(host: &Host, at: Ipv4Addr, answer: Ipv4Addr) -> Result<Self> {
+    pub(crate) fn start(host: &Host, at: Ipv4Addr, answer: Ipv4Addr) -> Result<Self> {
         let socket = host.namespace().run(|| UdpSocket::bind((at, 53)))??;
         socket.set_read_timeout(Some(100 * MS))?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -71,7 +71,7 @@ impl Resolver {
     }
 
     /// Ends it; who asked.
-    fn askers(mut self) -> Vec<IpAddr> {
+    pub(crate) fn askers(mut self) -> Vec<IpAddr> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
     }
@@ -84,14 +84,14 @@ impl Drop for Resolver {
 }
 
 /// Echoes datagrams on port 7; remembers who sent them.
-struct Echo {
-    at: Ipv4Addr,
+pub(crate) struct Echo {
+    pub(crate) at: Ipv4Addr,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Vec<IpAddr>>>,
 }
 
 impl Echo {
-    fn start(host: &Host, at: Ipv4Addr) -> Result<Self> {
+    pub(crate) fn start(host: &Host, at: Ipv4Addr) -> Result<Self> {
         let socket = host.namespace().run(|| UdpSocket::bind((at, 7)))??;
         socket.set_read_timeout(Some(100 * MS))?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -109,7 +109,7 @@ impl Echo {
     }
 
     /// Ends it; who sent.
-    fn senders(mut self) -> Vec<IpAddr> {
+    pub(crate) fn senders(mut self) -> Vec<IpAddr> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
     }
@@ -165,7 +165,7 @@ fn cast(rtt: Duration) -> Result<Mesh> {
     Ok(mesh)
 }
 
-fn readable(file: &PathBuf) -> Result<()> {
+pub(crate) fn readable(file: &PathBuf) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     Ok(std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o644))?)
 }

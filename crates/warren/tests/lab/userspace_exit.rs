@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use warren_lab::topology::{Pair, Underlay};
 use warren_node::userspace::exit::{Proto, RESOLVER, leases};
-use warren_node::userspace::{Addresses, ConnectError, Exit, Isolation, Source, Stack, Stream};
+use warren_node::userspace::{Addresses, ConnectError, Exit, Source, Stack, Stream};
 use warren_os::tun::{TunQueue, memory};
 
 use crate::proxies::Server;
@@ -64,7 +64,7 @@ impl Session {
 
     async fn connect(&self, to: SocketAddr) -> Result<Stream, ConnectError> {
         let source = Source { address: LEASE.into(), mtu: MTU };
-        self.stack.connect(source, to, &Isolation::default()).await
+        self.stack.connect(source, to).await
     }
 
     async fn fetch(&self, to: SocketAddr, bytes: usize) -> Result<()> {
@@ -189,7 +189,7 @@ pub(crate) fn serves_leases() -> Result<()> {
         ensure!(refused == 2, "{refused} refused by the policy");
 
         // Datagrams, and the resolver's address inside.
-        let mut socket = session.stack.bind_udp(LEASE.into(), None, &Isolation::default())?;
+        let mut socket = session.stack.bind_udp(LEASE.into(), None)?;
         for to in [SocketAddr::new(Pair::RIGHT, 7), RESOLVER] {
             for text in [&b"first"[..], b"second", b"end"] {
                 ensure!(socket.send(to, text));

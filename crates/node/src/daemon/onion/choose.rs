@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use warren_proto::link::relay::NodeSuffix;
-use warren_proto::onion::client::{Hop, Purpose};
+use warren_proto::onion::client::{CircuitView, Hop, Phase, Purpose};
+use warren_proto::onion::compartment::Compartment;
 use warren_proto::selection::{
-    Avoid, Choice, Constraints, ExitChoice, Input, Outcome, Seed, SelectionError, explain,
+    Avoid, Constraints, ExitChoice, Input, Seed, SelectionError, choose, explain,
 };
 use warren_types::NodeId;
 
@@ -22,9 +23,9 @@ const FAILURE: Duration = Duration::from_secs(600);
 const FAILED: f32 = 0.25;
 
 impl Daemon {
-    /// Nodes, ourselves, and what lies between; those that failed us lately have
-    /// less of a name.
-    fn world(&self) -> OnionWorld {
+    /// What a choice is made from: nodes, ourselves, and what lies between, the
+    /// guards kept up. Those that failed us lately have less of a name.
+    fn world(&mut self) -> OnionWorld {
         let mut world = self.onion_world();
         for candidate in &mut world.candidates {
             let failed = self.onion.failures.get(&candidate.id).map(|at| at.elapsed());
@@ -33,34 +34,41 @@ impl Daemon {
                 candidate.reputation *= FAILED + (1.0 - FAILED) * healed;
             }
         }
-        world
-    }
-
-    /// Chooses by `constraints`; what went into it is kept when `keep`.
-    fn select(&mut self, constraints: &Constraints, keep: bool) -> Result<Choice, SelectionError> {
-        let OnionWorld { own, candidates, measurements } = self.world();
         let now = unix_now().as_secs();
-        if self.onion.guards.maintain(&own, &candidates, now, &mut OsRandom)
+        if self.onion.guards.maintain(&world.own, &world.candidates, now, &mut OsRandom)
             && let Err(error) = self.store.save_list(GUARDS, &self.onion.guards)
         {
             tracing::warn!(%error, "the guards were not stored");
         }
-        let input = Input {
-            own: &own,
-            candidates: &candidates,
-            measurements: &measurements,
+        world
+    }
+
+    fn input<'a>(&'a self, world: &'a OnionWorld, constraints: &'a Constraints) -> Input<'a> {
+        Input {
+            own: &world.own,
+            candidates: &world.candidates,
+            measurements: &world.measurements,
             constraints,
             guards: (constraints.entry.is_none()).then_some(&self.onion.guards),
-            standbys: 0,
-        };
-        let explanation = explain(&input, Seed::generate(&mut OsRandom));
-        let outcome = explanation.outcome.clone();
-        if keep {
-            self.onion.explanation = Some(explanation);
         }
-        match outcome {
-            Outcome::Chosen(choice) => Ok(choice),
-            Outcome::Failed(error) => Err(error),
+    }
+
+    /// Keeps what went into a choice.
+    fn keep_choice(&mut self, world: &OnionWorld, constraints: &Constraints, seed: Seed) {
+        self.onion.explanation = Some(explain(&self.input(world, constraints), seed));
+    }
+
+    /// Why there is no path, for people. Where nobody has a role that may only
+    /// mean that nobody was heard of yet.
+    pub(super) fn tell(&self, error: &SelectionError) -> String {
+        let unheard = !self.mesh.members().any(|view| view.id() != self.id);
+        match error {
+            SelectionError::Empty { considered: 0, .. } if unheard => {
+                "no other member is known yet: a node that has just started is still hearing of \
+                 the others (`warren status` shows them); try again in a moment"
+                    .to_owned()
+            }
+            error => error.to_string(),
         }
     }
 
@@ -72,16 +80,22 @@ impl Daemon {
         }
     }
 
-    /// Checks that there is a path at all.
-    pub(super) fn try_select(&mut self) -> Result<Choice, SelectionError> {
-        let constraints = self.onion.constraints.clone();
-        self.select(&constraints, true)
+    /// Checks that there is a path at all. Why there is none can be explained,
+    /// unless there is a path in use: then that one's choice is.
+    pub(super) fn try_select(&mut self, constraints: &Constraints) -> Result<(), SelectionError> {
+        let (world, seed) = (self.world(), Seed::generate(&mut OsRandom));
+        let chosen = choose(&self.input(&world, constraints), seed);
+        if chosen.is_err() && !self.onion.client.is_on() {
+            self.keep_choice(&world, constraints, seed);
+        }
+        chosen.map(drop)
     }
 
     /// A circuit wants nodes: rather none that `failed` or are `used` by another,
     /// and with `strict` none at all then.
     pub(super) fn choose_path(
         &mut self,
+        compartment: Compartment,
         purpose: Purpose,
         exit: Option<NodeSuffix>,
         failed: &[NodeSuffix],
@@ -99,9 +113,16 @@ impl Daemon {
             // The user wants this exit and no other.
             return;
         }
-        let half: Vec<NodeId> = used.iter().copied().filter(|id| self.is_middle(*id)).collect();
+        let own = self.between(|at, _| at == compartment);
+        let half: Vec<NodeId> =
+            used.iter().copied().filter(|id| own.middles.contains(id)).collect();
+        // A spare circuit is not used, and may never be.
+        let unused = |view: &CircuitView| {
+            view.purpose == Purpose::Spare && matches!(view.phase, Phase::Building | Phase::Ready)
+        };
+        let others = self.between(|at, view| at != compartment && !unused(view));
         // What is done without, step by step.
-        let steps: Vec<Vec<NodeId>> = match purpose {
+        let mut steps: Vec<Vec<NodeId>> = match purpose {
             _ if strict => vec![[&failed[..], &used].concat()],
             Purpose::Active => vec![failed, Vec::new()],
             Purpose::Spare => vec![[&failed[..], &used].concat(), failed],
@@ -111,7 +132,17 @@ impl Daemon {
             }
             Purpose::Standby => vec![[failed, used].concat()],
         };
+        // What other sessions use is done without first: they are to have little in
+        // common but the guards.
+        if !others.exits.is_empty() {
+            let first = [&steps.first().cloned().unwrap_or_default()[..], &others.exits].concat();
+            steps.insert(0, first.clone());
+            steps.insert(0, [&first[..], &others.in_use].concat());
+            steps.insert(0, [&first[..], &others.middles].concat());
+        }
         let active = purpose == Purpose::Active;
+        let keep = active && compartment == Compartment::DEFAULT;
+        let world = self.world();
         let mut chosen = None;
         for soft in steps {
             let mut nodes = wish.avoid.nodes.clone();
@@ -121,20 +152,28 @@ impl Daemon {
                 avoid: Avoid { nodes, ..wish.avoid.clone() },
                 ..wish.clone()
             };
-            let choice = self.select(&constraints, active);
+            let seed = Seed::generate(&mut OsRandom);
+            let choice = choose(&self.input(&world, &constraints), seed);
             let found = choice.is_ok();
-            chosen = Some(choice);
+            chosen = Some((choice, constraints, seed));
             if found {
                 break;
             }
         }
-        let Some(chosen) = chosen else { return };
+        let Some((chosen, constraints, seed)) = chosen else { return };
+        if keep {
+            self.keep_choice(&world, &constraints, seed);
+        }
         let choice = match chosen {
             Ok(choice) => choice,
             Err(error) => {
                 tracing::debug!(%error, ?purpose, "no path");
                 if active {
-                    self.onion.problem = Some(error.to_string());
+                    let problem = Some(self.tell(&error));
+                    match self.onion.isolated.get_mut(&compartment) {
+                        Some(session) => session.problem = problem,
+                        None => self.onion.problem = problem,
+                    }
                 }
                 return;
             }
@@ -150,17 +189,37 @@ impl Daemon {
         };
         let now_us = self.now_us();
         let around = super::Around { routes: self.onion.routes(), mesh: &self.mesh };
-        if !self.onion.client.build(path, purpose, &around, now_us, &mut OsRandom) {
+        let client = self.onion.client_in(compartment);
+        if !client.is_some_and(|one| one.build(path, purpose, &around, now_us, &mut OsRandom)) {
             tracing::debug!(?purpose, "the path could not be begun");
         }
     }
 
-    /// True for a node between entry and exit of a circuit of ours.
-    fn is_middle(&self, id: NodeId) -> bool {
-        let node = self.suffix_of(id);
-        self.onion.client.circuits(self.now_us()).iter().any(|circuit| {
-            let hops = &circuit.hops;
-            hops.iter().skip(1).take(hops.len().saturating_sub(2)).any(|hop| Some(hop.node) == node)
-        })
+    /// The nodes behind the entries of some circuits of our sessions.
+    fn between(&self, of: impl Fn(Compartment, &CircuitView) -> bool) -> Behind {
+        let now_us = self.now_us();
+        let mut behind = Behind::default();
+        for (at, client) in self.onion.clients() {
+            for view in client.circuits(now_us).iter().filter(|view| of(at, view)) {
+                let mut hops = view.hops.iter().filter_map(|hop| self.suffix_node(&hop.node));
+                let _entry = hops.next();
+                let mut hops: Vec<NodeId> = hops.collect();
+                behind.exits.extend(hops.pop());
+                if view.purpose == Purpose::Active || view.phase == Phase::Active {
+                    behind.in_use.extend(&hops);
+                }
+                behind.middles.extend(hops);
+            }
+        }
+        behind
     }
+}
+
+/// Nodes of circuits, without the entries.
+#[derive(Debug, Default)]
+struct Behind {
+    middles: Vec<NodeId>,
+    /// Those of circuits that carry packets, or are about to.
+    in_use: Vec<NodeId>,
+    exits: Vec<NodeId>,
 }

@@ -11,6 +11,7 @@ use warren_types::{Action, Coordinates, Country, Family, NodeId, Place, Protocol
 use super::super::Daemon;
 use super::super::host::Connection;
 use crate::api::ApiError;
+use crate::fault::Fault;
 use crate::host::Split;
 use crate::host::plan::{ControlGroup, PolicyRule, SplitMode, Transport};
 use crate::random::OsRandom;
@@ -20,13 +21,14 @@ const SESSION: &str = "session.json";
 /// The file of the profiles, and most of them.
 const PROFILES: &str = "profiles.json";
 const MAX_PROFILES: usize = 100;
-/// Circuits to other exits that are kept in case ours dies.
-const SPARES: usize = 1;
+/// Circuits to other exits that each session keeps in case its own dies.
+pub(super) const SPARES: usize = 1;
 
-/// True when this machine has a way to the IPv6 internet beside the tunnel. No
-/// packet is sent.
-pub(super) fn has_ipv6_route(_interface: &str) -> bool {
-    let anywhere = SocketAddr::from((Ipv6Addr::new(0x2001, 0x4860, 0, 0, 0, 0, 0, 1), 9));
+/// True when this machine has a way to the IPv6 internet beside the tunnel: a
+/// route to the first address of 2000::/3, all that is assigned. No packet is
+/// sent.
+pub(super) fn has_ipv6_route() -> bool {
+    let anywhere = SocketAddr::from((Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 1), 9));
     UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).and_then(|socket| socket.connect(anywhere)).is_ok()
 }
 
@@ -175,11 +177,15 @@ impl Daemon {
         })
     }
 
+    /// What is wanted of the path and of the machine, if this node can do it.
+    fn understand(&self, request: &ConnectRequest) -> Result<(Constraints, Connection), ApiError> {
+        self.refuse_machine_options(request)?;
+        Ok((self.constraints(request)?, connection(request)?))
+    }
+
     /// Begins a session, or goes on with other wishes.
     pub(in super::super) fn connect(&mut self, request: ConnectRequest) -> Result<(), ApiError> {
-        self.refuse_machine_options(&request)?;
-        let constraints = self.constraints(&request)?;
-        let wanted = connection(&request)?;
+        let (constraints, wanted) = self.understand(&request)?;
         if self.host.is_none() && self.userspace.is_none() && !request.proxy_only {
             return Err(ApiError::NotAllowed(
                 "this daemon may not change the machine's routes: run it as root or with \
@@ -187,29 +193,29 @@ impl Daemon {
                     .to_owned(),
             ));
         }
-        self.onion.constraints = constraints;
         // Nothing is changed for a wish that nobody can fulfil.
-        if let Err(error) = self.try_select() {
-            let text = error.to_string();
-            match &self.onion.request {
-                Some(before) => {
-                    let before = before.clone();
-                    self.onion.constraints = self.constraints(&before)?;
-                }
-                None => self.onion.problem = Some(text.clone()),
+        if let Err(error) = self.try_select(&constraints) {
+            let text = self.tell(&error);
+            if self.onion.request.is_none() {
+                self.onion.problem = Some(text.clone());
             }
             return Err(ApiError::Conflict(text));
         }
-        self.begin(request, &wanted)
+        self.begin(request, constraints, &wanted)
     }
 
-    fn begin(&mut self, request: ConnectRequest, wanted: &Connection) -> Result<(), ApiError> {
+    fn begin(
+        &mut self,
+        request: ConnectRequest,
+        constraints: Constraints,
+        wanted: &Connection,
+    ) -> Result<(), ApiError> {
         // Written down first: a daemon that is killed while it changes the machine
         // goes on with it, rather than leave it shut.
         self.remember(Some(&request));
         if !request.proxy_only
             && self.host.is_some()
-            && let Err(fault) = self.connect_machine(wanted)
+            && let Err(fault) = self.lead_machine(wanted)
         {
             let before = self.onion.request.clone();
             self.remember(before.as_ref());
@@ -217,16 +223,43 @@ impl Daemon {
         }
         let now_us = self.now_us();
         if self.onion.client.is_on() {
+            self.end_isolated();
             self.onion.client.disconnect(now_us);
             self.end_connections();
         }
         self.reset_paths();
         self.onion.request = Some(request);
+        self.onion.constraints = constraints;
         self.onion.problem = None;
         self.onion.client.connect(SPARES, now_us, &mut OsRandom);
         self.readdress_paths();
         self.flush_onion();
         Ok(())
+    }
+
+    fn lead_machine(&mut self, wanted: &Connection) -> Result<(), Fault> {
+        let beside = self.mesh_prefixes();
+        self.connect_machine(wanted)?;
+        self.onion.led_beside = beside;
+        Ok(())
+    }
+
+    /// Leads the machine's traffic again when the mesh has other networks, which
+    /// are reached over links and not through the exit. To be called when they
+    /// may have changed, and now and then.
+    pub(in super::super) fn keep_led(&mut self) {
+        let Some(request) = self.onion.request.as_ref().filter(|request| !request.proxy_only)
+        else {
+            return;
+        };
+        let idle = self.host.is_none() || !self.onion.client.is_on();
+        if idle || self.onion.led_beside == self.mesh_prefixes() {
+            return;
+        }
+        let Ok(wanted) = connection(request) else { return };
+        if let Err(fault) = self.lead_machine(&wanted) {
+            tracing::warn!(%fault, "the machine's traffic does not follow the mesh's routes yet");
+        }
     }
 
     /// What a restarted daemon goes on with.
@@ -240,6 +273,7 @@ impl Daemon {
     pub(in super::super) fn disconnect(&mut self) -> Result<(), ApiError> {
         let was_on = self.onion.request.take().is_some();
         let now_us = self.now_us();
+        self.end_isolated();
         self.reset_paths();
         self.onion.client.disconnect(now_us);
         self.onion.problem = None;
@@ -293,7 +327,7 @@ impl Daemon {
         Ok(profiles)
     }
 
-    /// Takes other circuits, the session moving to them when they are there.
+    /// Takes other circuits, all sessions moving to them when they are there.
     pub(in super::super) fn rotate_path(&mut self) -> Result<(), ApiError> {
         if !self.onion.client.is_on() {
             return Err(ApiError::Conflict(
@@ -301,7 +335,9 @@ impl Daemon {
             ));
         }
         let now_us = self.now_us();
-        self.onion.client.rotate(now_us);
+        for (_, client) in self.onion.clients_mut() {
+            client.rotate(now_us);
+        }
         self.flush_onion();
         Ok(())
     }
@@ -331,14 +367,10 @@ impl Daemon {
             return;
         }
         let Some(request) = self.onion.request.clone() else { return };
-        let wish = self.constraints(&request);
-        let began = match (wish, connection(&request)) {
-            (Ok(constraints), Ok(wanted)) => {
-                self.onion.constraints = constraints;
-                self.begin(request, &wanted)
-            }
-            (Err(error), _) | (_, Err(error)) => Err(error),
-        };
+        // The daemon may have been started in another mode.
+        let began = self
+            .understand(&request)
+            .and_then(|(constraints, wanted)| self.begin(request, constraints, &wanted));
         if let Err(error) = began {
             self.onion.problem = Some(error.to_string());
         }

@@ -12,21 +12,25 @@
 
 mod choose;
 mod connect;
+mod isolated;
 mod proof;
 mod report;
 mod userspace;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use warren_proto::link::peer::PeerLink;
 use warren_proto::link::relay::{NodeSuffix, suffix};
 use warren_proto::link::tables::{Routes, Tables};
 use warren_proto::noise::StaticKey;
 use warren_proto::onion::circuit::{ClientCircuit, HopCircuit};
 use warren_proto::onion::client::{Client, ClientEvent, MoveReason};
+use warren_proto::onion::compartment::Compartment;
+use warren_proto::onion::payload::Reason;
 use warren_proto::onion::relay::{Duties, Neighbours, Relay, RelayEvent};
 use warren_proto::selection::{Constraints, Explanation, GuardState};
 use warren_types::api::{ConnectRequest, Event};
@@ -39,15 +43,22 @@ use crate::random::OsRandom;
 
 /// What this node has to do with onion paths.
 pub(super) struct Onion {
+    suite: Suite,
     tables: Arc<Tables>,
     relay: Relay,
+    /// Of the node's own session.
     client: Client,
+    /// Those of user names.
+    isolated: BTreeMap<Compartment, isolated::Isolated>,
+    last_compartment: u16,
     request: Option<ConnectRequest>,
     constraints: Constraints,
     guards: GuardState,
     explanation: Option<Explanation>,
     problem: Option<String>,
     ipv6: bool,
+    /// The mesh's networks when the machine's traffic was last led past them.
+    led_beside: Vec<IpNet>,
     /// The names on each circuit, for what is told after it is gone.
     names: HashMap<u64, Vec<String>>,
     /// Exits and relays that failed lately, and when.
@@ -68,15 +79,19 @@ impl Onion {
     pub(super) fn new(suite: Suite, tables: Arc<Tables>) -> Self {
         let onion = tables.onion.clone();
         Self {
+            suite,
             tables,
             relay: Relay::new(suite, onion.clone()),
             client: Client::new(suite, onion),
+            isolated: BTreeMap::new(),
+            last_compartment: 0,
             request: None,
             constraints: Constraints::default(),
             guards: GuardState::default(),
             explanation: None,
             problem: None,
             ipv6: false,
+            led_beside: Vec::new(),
             names: HashMap::new(),
             failures: HashMap::new(),
             exit_policy: None,
@@ -87,6 +102,21 @@ impl Onion {
 
     fn routes(&self) -> Arc<Routes> {
         self.tables.routes.load_full()
+    }
+
+    /// All clients there are.
+    fn clients(&self) -> impl Iterator<Item = (Compartment, &Client)> {
+        let isolated = self.isolated.iter().map(|(at, one)| (*at, &one.client));
+        std::iter::once((Compartment::DEFAULT, &self.client)).chain(isolated)
+    }
+
+    fn clients_mut(&mut self) -> impl Iterator<Item = (Compartment, &mut Client)> {
+        let isolated = self.isolated.iter_mut().map(|(at, one)| (*at, &mut one.client));
+        std::iter::once((Compartment::DEFAULT, &mut self.client)).chain(isolated)
+    }
+
+    fn client_in(&mut self, compartment: Compartment) -> Option<&mut Client> {
+        self.clients_mut().find(|(at, _)| *at == compartment).map(|(_, client)| client)
     }
 }
 
@@ -123,7 +153,7 @@ impl Daemon {
         let around = Around { routes: self.onion.routes(), mesh: &self.mesh };
         let rng = &mut OsRandom;
         if !self.onion.relay.handle_cell(peer, cell, &around, now_ms, rng)
-            && !self.onion.client.handle_cell(peer, cell, now_us, rng)
+            && !self.onion.clients_mut().any(|(_, one)| one.handle_cell(peer, cell, now_us, rng))
         {
             self.onion.relay.refuse_created(peer, cell);
         }
@@ -141,14 +171,17 @@ impl Daemon {
     /// What a hop of ours says.
     pub(super) fn onion_answer(&mut self, circuit: &Arc<ClientCircuit>, hop: usize, text: &[u8]) {
         let now_us = self.now_us();
-        self.onion.client.handle_answer(circuit, hop, text, now_us, &mut OsRandom);
+        if let Some(client) = self.onion.client_in(circuit.compartment) {
+            client.handle_answer(circuit, hop, text, now_us, &mut OsRandom);
+        }
         self.flush_onion();
     }
 
     /// When circuits want to be looked at.
     pub(super) fn onion_due(&self) -> Option<Instant> {
         let relay = self.onion.relay.poll_timeout().map(|ms| ms * 1000);
-        let due = [relay, self.onion.client.poll_timeout()].into_iter().flatten().min();
+        let clients = self.onion.clients().filter_map(|(_, client)| client.poll_timeout());
+        let due = clients.chain(relay).min();
         let due = due.map(|us| self.epoch + Duration::from_micros(us));
         let proof = self.onion.proving.as_ref().map(|proving| proving.until);
         [due, proof].into_iter().flatten().min()
@@ -159,7 +192,9 @@ impl Daemon {
         let (now_us, now_ms) = (self.now_us(), self.now_ms());
         self.onion.relay.handle_timeout(now_ms);
         let around = Around { routes: self.onion.routes(), mesh: &self.mesh };
-        self.onion.client.handle_timeout(&around, now_us, &mut OsRandom);
+        for (_, client) in self.onion.clients_mut() {
+            client.handle_timeout(&around, now_us, &mut OsRandom);
+        }
         self.finish_proof(false);
         self.flush_onion();
     }
@@ -170,16 +205,27 @@ impl Daemon {
             while let Some((peer, cell)) = self.onion.relay.poll_transmit() {
                 self.send_cell(&peer, cell);
             }
-            while let Some((peer, cell)) = self.onion.client.poll_transmit() {
-                self.send_cell(&peer, cell);
-            }
+            self.flush_clients();
             if let Some(event) = self.onion.relay.poll_event() {
                 self.relay_event(event);
-            } else if let Some(event) = self.onion.client.poll_event() {
-                self.client_event(event);
-            } else {
-                break;
+                continue;
             }
+            let event = self
+                .onion
+                .clients_mut()
+                .find_map(|(compartment, client)| Some((compartment, client.poll_event()?)));
+            match event {
+                Some((Compartment::DEFAULT, event)) => self.client_event(event),
+                Some((compartment, event)) => self.isolated_event(compartment, event),
+                None => break,
+            }
+        }
+    }
+
+    fn flush_clients(&mut self) {
+        let next = |onion: &mut Onion| onion.clients_mut().find_map(|(_, one)| one.poll_transmit());
+        while let Some((peer, cell)) = next(&mut self.onion) {
+            self.send_cell(&peer, cell);
         }
     }
 
@@ -199,7 +245,7 @@ impl Daemon {
     fn client_event(&mut self, event: ClientEvent) {
         match event {
             ClientEvent::NeedPath { purpose, exit, failed, used, strict } => {
-                self.choose_path(purpose, exit, &failed, &used, strict);
+                self.choose_path(Compartment::DEFAULT, purpose, exit, &failed, &used, strict);
             }
             ClientEvent::Connected { serial, ipv6 } => {
                 self.onion.ipv6 = ipv6;
@@ -229,18 +275,23 @@ impl Daemon {
                 self.events.publish(Event::OnionExitLost { exit });
             }
             ClientEvent::Failed { node, reason, was_up, .. } => {
-                if let Some(id) = self.suffix_node(&node) {
-                    self.onion.failures.insert(id, Instant::now());
-                }
-                let name = self.suffix_name(&node);
-                let reason = reason.label().to_owned();
-                tracing::debug!(%reason, was_up, "a circuit failed");
-                self.events.publish(Event::OnionHopFailed { name, reason, was_up });
+                self.hop_failed(&node, reason, was_up);
             }
             ClientEvent::Proof { serial, hop, time, next, signature } => {
                 self.take_proof(serial, hop, time, next, &signature);
             }
         }
+    }
+
+    /// A circuit, whichever session's, could not be built or ended at `node`.
+    fn hop_failed(&mut self, node: &NodeSuffix, reason: Reason, was_up: bool) {
+        if let Some(id) = self.suffix_node(node) {
+            self.onion.failures.insert(id, Instant::now());
+        }
+        let name = self.suffix_name(node);
+        let reason = reason.label().to_owned();
+        tracing::debug!(%reason, was_up, "a circuit failed");
+        self.events.publish(Event::OnionHopFailed { name, reason, was_up });
     }
 
     /// The member that relay frames and circuits name so.
@@ -291,7 +342,7 @@ impl Daemon {
             relay: roles.has(Role::Relay),
             exit,
             draining: report.draining,
-            ipv6: exit && connect::has_ipv6_route(&self.interface),
+            ipv6: exit && connect::has_ipv6_route(),
         };
         let keys =
             self.onion_keys().map(|pair| StaticKey::from_bytes(pair.secret.expose())).collect();
@@ -304,11 +355,10 @@ impl Daemon {
     /// Circuits and sessions end with us.
     pub(super) fn end_onion(&mut self) {
         let (now_us, now_ms) = (self.now_us(), self.now_ms());
+        self.end_isolated();
         self.onion.client.disconnect(now_us);
         self.onion.relay.shut_down(now_ms);
-        while let Some((peer, cell)) = self.onion.client.poll_transmit() {
-            self.send_cell(&peer, cell);
-        }
+        self.flush_clients();
         while let Some((peer, cell)) = self.onion.relay.poll_transmit() {
             self.send_cell(&peer, cell);
         }

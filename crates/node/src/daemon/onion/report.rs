@@ -1,14 +1,20 @@
 //! `GET /v1/onion`: the session, its circuits, and how well each hop does.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use warren_proto::onion::client::{CircuitView, HopView, Phase, Purpose};
+use warren_control::directory::NodeView;
+use warren_proto::onion::client::{CircuitView, Client, HopView, Phase, Purpose};
 use warren_proto::onion::session::{CLIENT_V4, CLIENT_V6};
 use warren_proto::selection::Outcome;
-use warren_types::api::{Health, OnionCircuit, OnionHop, OnionReport, OnionState, RelayReport};
+use warren_types::api::{
+    Health, IsolatedReport, OnionCircuit, OnionHop, OnionReport, OnionState, RelayReport,
+};
 
 use super::super::{Daemon, unix_now};
+use super::isolated::Isolated;
 use crate::host::kill_switch;
+use crate::userspace::isolation::MAX_ISOLATED;
 
 /// A hop on the way to which this share was lost is yellow, and red,
 const LOSSY: (f32, f32) = (0.025, 0.12);
@@ -68,25 +74,29 @@ fn health(hop: &HopView, added: Option<(f64, f64)>, silent_ms: u64) -> (Health, 
     }
 }
 
+/// Where a client's session stands.
+fn state(client: &Client) -> OnionState {
+    match (client.is_on(), client.is_connected()) {
+        (_, true) => OnionState::Connected,
+        (true, false) if client.was_connected() => OnionState::Interrupted,
+        (true, false) => OnionState::Connecting,
+        (false, _) => OnionState::Off,
+    }
+}
+
 impl Daemon {
     /// What the local API tells of onion paths.
     pub(in super::super) fn onion_report(&self) -> OnionReport {
         let now_us = self.now_us();
         let client = &self.onion.client;
         let views = client.circuits(now_us);
-        let state = match (client.is_on(), client.is_connected()) {
-            (_, true) => OnionState::Connected,
-            (true, false) if client.was_connected() => OnionState::Interrupted,
-            (true, false) => OnionState::Connecting,
-            (false, _) if self.onion.request.is_some() => OnionState::Connecting,
-            (false, _) => OnionState::Off,
+        let state = match state(client) {
+            OnionState::Off if self.onion.request.is_some() => OnionState::Connecting,
+            state => state,
         };
         let stream = client.session().map(|session| &session.stream);
         let count = |get: fn(&warren_proto::onion::session::Stream) -> u64| stream.map_or(0, get);
-        let active = views.first().filter(|view| view.phase == Phase::Active);
-        let exit = active.and_then(|view| view.hops.last());
-        let exit_view =
-            exit.and_then(|hop| self.suffix_node(&hop.node)).and_then(|id| self.mesh.view(id));
+        let exit_view = self.exit_of(&views);
         let predicted = match self.onion.explanation.as_ref().map(|known| &known.outcome) {
             Some(Outcome::Chosen(choice)) => Some(millis(choice.predicted.rtt_us)),
             _ => None,
@@ -100,7 +110,7 @@ impl Daemon {
             exit: exit_view.map(|view| view.name.to_string()),
             exit_place: exit_view.and_then(|view| view.onion()?.place.clone()),
             ipv6: self.onion.ipv6,
-            circuits: views.iter().map(|view| self.circuit(view)).collect(),
+            circuits: views.iter().map(|view| self.circuit(client, view)).collect(),
             predicted_ms: predicted.filter(|_| client.is_on()),
             tx_bytes: count(|s| s.tx_bytes.load(Ordering::Relaxed)),
             rx_bytes: count(|s| s.rx_bytes.load(Ordering::Relaxed)),
@@ -110,6 +120,8 @@ impl Daemon {
             inner: vec![CLIENT_V4.into(), CLIENT_V6.into()],
             kill_switch: kill_switch::remembered(&self.config.state_dir)
                 .is_ok_and(|plan| plan.is_some()),
+            isolated: self.onion.isolated.values().map(|one| self.isolated_report(one)).collect(),
+            most_isolated: MAX_ISOLATED,
             relay: RelayReport {
                 circuits: relay.circuits,
                 sessions: relay.sessions,
@@ -122,8 +134,30 @@ impl Daemon {
         }
     }
 
-    fn circuit(&self, view: &CircuitView) -> OnionCircuit {
-        let used = self.onion.client.session().is_some_and(|session| {
+    /// The exit of the active circuit, which is the first.
+    fn exit_of(&self, views: &[CircuitView]) -> Option<&Arc<NodeView>> {
+        let active = views.first().filter(|view| view.phase == Phase::Active)?;
+        self.mesh.view(self.suffix_node(&active.hops.last()?.node)?)
+    }
+
+    fn isolated_report(&self, one: &Isolated) -> IsolatedReport {
+        let views = one.client.circuits(self.now_us());
+        let stream = one.client.session().map(|session| &session.stream);
+        IsolatedReport {
+            user: String::from_utf8_lossy(one.user.as_bytes()).into_owned(),
+            state: state(&one.client),
+            problem: one.problem.clone(),
+            exit: self.exit_of(&views).map(|view| view.name.to_string()),
+            ipv6: one.ipv6,
+            circuits: views.iter().map(|view| self.circuit(&one.client, view)).collect(),
+            tx_bytes: stream.map_or(0, |s| s.tx_bytes.load(Ordering::Relaxed)),
+            rx_bytes: stream.map_or(0, |s| s.rx_bytes.load(Ordering::Relaxed)),
+            idle_s: one.idle_ms(self.now_ms()) / 1000,
+        }
+    }
+
+    fn circuit(&self, client: &Client, view: &CircuitView) -> OnionCircuit {
+        let used = client.session().is_some_and(|session| {
             let last = session.stream.last_tx_ms.load(Ordering::Relaxed);
             self.now_ms().saturating_sub(last) < 2_000
         });

@@ -96,7 +96,7 @@ impl Daemon {
         }
     }
 
-    /// Gives the stack, if there is one, the addresses that go with the session,
+    /// Gives the stack, if there is one, the addresses that go with the sessions,
     /// or takes them away. IPv6 only with an exit that has it.
     pub(super) fn readdress_paths(&self) {
         let onion = match (self.onion.client.is_on(), self.onion.ipv6) {
@@ -107,7 +107,7 @@ impl Daemon {
         self.set_paths(onion);
     }
 
-    /// Resets connections through an exit that is no more ours.
+    /// Resets connections of the node's own session, whose exit is no more ours.
     pub(super) fn reset_paths(&mut self) {
         self.onion.ipv6 = false;
         self.set_paths(Vec::new());
@@ -117,8 +117,9 @@ impl Daemon {
         let Some(userspace) = &self.userspace else { return };
         let stack = userspace.dialer().stack();
         let own = stack.addresses();
-        if own.onion != onion {
-            stack.set_addresses(Addresses { onion, ..(*own).clone() });
+        let isolated = self.onion.isolated_addresses();
+        if (&own.onion, &own.isolated) != (&onion, &isolated) {
+            stack.set_addresses(Addresses { onion, isolated, ..(*own).clone() });
         }
     }
 

@@ -31,12 +31,12 @@ impl Sides {
         payload: &[u8],
         isolation: &Isolation,
     ) -> Result<(), DialError> {
-        let source = proxy.dialer.source_for(to.ip())?;
+        let source = proxy.dialer.source_for(to.ip(), isolation)?;
         let outside = proxy.dialer.stack().addresses().is_inner(source.address);
         let side = &mut self.0[2 * usize::from(outside) + usize::from(to.is_ipv6())];
         // Our addresses may have changed.
         if side.as_ref().is_none_or(|socket| socket.local().ip() != source.address) {
-            *side = Some(proxy.dialer.stack().bind_udp(source.address, None, isolation)?);
+            *side = Some(proxy.dialer.stack().bind_udp(source.address, None)?);
         }
         if let Some(socket) = side {
             socket.send(to, payload);

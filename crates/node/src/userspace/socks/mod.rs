@@ -15,10 +15,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::Isolation;
 use super::address::NoSource;
 use super::dial::{Destination, DialError};
 use super::flow::ConnectError;
+use super::isolation::{Isolation, IsolationError};
 use super::lookup::LookupError;
 use super::proxy::{GREETING_PATIENCE, Proxy, join, log_failure};
 use wire::{Command, MAX_MESSAGE, Malformed, Parsed, Reply, Request};
@@ -120,7 +120,10 @@ async fn connect(
 ) -> io::Result<()> {
     match proxy.dialer.dial(to, isolation).await {
         Ok(mut remote) => {
-            stream.write_all(&wire::reply(Reply::Succeeded, remote.local())).await?;
+            // An inner address says nothing but which user name's it is.
+            let inner = proxy.dialer.stack().addresses().is_inner(remote.local().ip());
+            let bound = if inner { NOWHERE } else { remote.local() };
+            stream.write_all(&wire::reply(Reply::Succeeded, bound)).await?;
             join(stream, &mut remote).await
         }
         Err(error) => {
@@ -138,12 +141,15 @@ fn code(error: DialError) -> Reply {
         | DialError::Lookup(LookupError::Missing)
         | DialError::NoSource(NoSource::NoFamily) => Reply::HostUnreachable,
         DialError::Connect(ConnectError::Prohibited)
-        | DialError::NoSource(NoSource::NotUnicast) => Reply::NotAllowed,
+        | DialError::NoSource(NoSource::NotUnicast)
+        | DialError::Isolation(IsolationError::TooMany) => Reply::NotAllowed,
         DialError::Connect(ConnectError::TimedOut) => Reply::TimedOut,
         DialError::Connect(ConnectError::TooMany) | DialError::Lookup(LookupError::Failed) => {
             Reply::Failure
         }
-        DialError::NoSource(NoSource::NotConnected) | DialError::ForeignName => {
+        DialError::NoSource(NoSource::NotConnected)
+        | DialError::ForeignName
+        | DialError::Isolation(IsolationError::NotConnected | IsolationError::TimedOut) => {
             Reply::NetworkUnreachable
         }
     }

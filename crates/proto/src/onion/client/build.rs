@@ -109,8 +109,7 @@ impl Client {
         let (Some(entry), true, Some(_)) = (entry, fits, &self.session) else { return false };
         let started = Pending::start(self.suite, &path[0].onion_key, rng);
         let Ok((pending, first)) = started else { return false };
-        let serial = self.next_serial;
-        self.next_serial += 1;
+        let serial = self.tables.new_serial();
         let ours = self.new_id(rng);
         let building = Building {
             path,
@@ -156,7 +155,8 @@ impl Client {
             return true;
         };
         let entry = Neighbour { peer: peer.clone(), theirs, ours: id };
-        let circuit = Arc::new(ClientCircuit::new(serial, entry, &agreed.secrets, ms(now_us)));
+        let circuit = ClientCircuit::new(serial, entry, &agreed.secrets, ms(now_us));
+        let circuit = Arc::new(circuit.in_compartment(self.compartment));
         self.tables.insert(id, Entry::Client(circuit.clone()));
         building.circuit = Some(circuit);
         self.hop_done(serial, agreed.hash, now_us, rng);

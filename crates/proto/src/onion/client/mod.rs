@@ -29,6 +29,7 @@ use warren_types::Suite;
 
 use super::cell::{CircuitId, HEADER_LEN, Kind, parse, plain};
 use super::circuit::ClientCircuit;
+use super::compartment::Compartment;
 use super::payload::{Answer, Reason, Request};
 use super::relay::Neighbours;
 use super::session::ClientSession;
@@ -224,7 +225,7 @@ struct Running {
 pub struct Client {
     suite: Suite,
     tables: Arc<OnionTables>,
-    next_serial: u64,
+    compartment: Compartment,
     building: HashMap<u64, Building>,
     running: Vec<Running>,
     session: Option<(Arc<ClientSession>, [u8; 32])>,
@@ -255,12 +256,22 @@ fn ms(now_us: u64) -> u64 {
 }
 
 impl Client {
-    /// Without a session.
+    /// Without a session; its session will be this node's first.
     pub fn new(suite: Suite, tables: Arc<OnionTables>) -> Self {
+        Self::in_compartment(suite, tables, Compartment::DEFAULT)
+    }
+
+    /// As [`Client::new`], beside others with the same tables: with a session
+    /// and circuits of its own.
+    pub fn in_compartment(
+        suite: Suite,
+        tables: Arc<OnionTables>,
+        compartment: Compartment,
+    ) -> Self {
         Self {
             suite,
             tables,
-            next_serial: 1,
+            compartment,
             building: HashMap::new(),
             running: Vec::new(),
             session: None,
@@ -292,7 +303,7 @@ impl Client {
         let mut secret = [0; 32];
         rng.fill_bytes(&mut secret);
         let session = Arc::new(ClientSession::default());
-        self.tables.client.store(Some(session.clone()));
+        self.tables.set_own_session(self.compartment, Some(session.clone()));
         self.session = Some((session, secret));
         self.exit = None;
         self.connected = false;
@@ -308,7 +319,7 @@ impl Client {
                 self.transmits.push_back((active.entry.peer.clone(), cell));
             }
         }
-        self.tables.client.store(None);
+        self.tables.set_own_session(self.compartment, None);
         for serial in self.building.keys().copied().collect::<Vec<_>>() {
             self.give_up_building(serial);
         }

@@ -528,3 +528,40 @@ fn an_exit_that_refuses_is_not_insisted_on() {
     assert!(world.client.is_connected());
     assert_eq!(world.place(2), 9);
 }
+
+#[test]
+fn clients_of_one_node_do_not_touch_each_other() {
+    let mut world = World::connected(&[8, 9]);
+    let tables = world.nodes[0].tables.clone();
+    let compartment = Compartment::isolated(1).unwrap();
+    let mut other = Client::in_compartment(SUITE, tables.clone(), compartment);
+    other.connect(0, world.now_us, &mut world.rng);
+    let session = tables.own_session(compartment).expect("a session of its own");
+    assert!(!Arc::ptr_eq(&session, world.client.session().unwrap()));
+    assert_ne!(other.session.as_ref().unwrap().1, world.client.session.as_ref().unwrap().1);
+    // A circuit through the same entry, which tells them apart by its number.
+    let path = world.client.running[0].path.clone();
+    let book = &world.nodes[0].links;
+    assert!(other.build(path, Purpose::Active, book, world.now_us, &mut world.rng));
+    let (entry, create) = other.poll_transmit().unwrap();
+    let before = world.client.circuits(world.now_us);
+    assert!(before.iter().all(|view| view.serial < other.circuits(world.now_us)[0].serial));
+    let at = World::index(&entry);
+    let node = &mut world.nodes[at];
+    let (from, now) = (node.links.0[0].clone(), ms(world.now_us));
+    assert!(node.relay.handle_cell(&from, &create, &node.links, now, &mut world.rng));
+    let (_, created) = node.relay.poll_transmit().unwrap();
+    let (peer, now_us) = (world.nodes[0].links.0[at].clone(), world.now_us);
+    assert!(!world.client.handle_cell(&peer, &created, now_us, &mut world.rng), "another's");
+    assert!(other.handle_cell(&peer, &created, now_us, &mut world.rng));
+    let entry = tables.circuit(parse(&created).unwrap().1);
+    let Some(Entry::Client(circuit)) = entry else { panic!("{entry:?}") };
+    assert_eq!(circuit.compartment, compartment);
+    // The end of the one is not the other's.
+    other.disconnect(now_us);
+    assert!(tables.own_session(compartment).is_none() && tables.client.load().is_some());
+    world.run(2_000, true);
+    let phases: Vec<_> = world.client.circuits(world.now_us);
+    assert_eq!(phases.len(), before.len());
+    assert!(world.client.is_connected());
+}

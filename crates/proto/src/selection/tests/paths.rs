@@ -5,48 +5,29 @@ use std::collections::BTreeMap;
 use super::*;
 
 #[test]
-fn three_hops_with_standbys() {
-    let world = World::new(nodes(20));
+fn three_hops_and_a_path_beside_them() {
+    let mut world = World::new(nodes(20));
     for number in 0..50 {
+        world.constraints = Constraints::default();
         let choice = world.choose(number).unwrap();
         assert_eq!(choice.hops.len(), 3);
         let positions: Vec<Position> = choice.hops.iter().map(|hop| hop.position).collect();
         assert_eq!(positions, [Position::Entry, Position::Relay, Position::Exit]);
-        let [same, other, third] = &choice.standbys[..] else { panic!("{choice:?}") };
-        assert_eq!(same.kind, StandbyKind::SameExit);
-        assert_eq!(same.hops[2], choice.hops[2]);
-        let apart = |a: &[Hop], b: &[Hop]| a.iter().all(|hop| b.iter().all(|o| o.id != hop.id));
-        assert!(apart(&same.hops[..2], &choice.hops) && !same.shares_entry);
-        for standby in [other, third] {
-            assert_eq!(standby.kind, StandbyKind::OtherExit);
-            assert!(apart(&standby.hops, &choice.hops));
-        }
-        assert_ne!(other.hops[2].id, third.hops[2].id);
         assert_eq!(world.choose(number).unwrap(), choice, "the same seed, the same choice");
+        // The same exit over other nodes.
+        let [entry, relay, exit] = &choice.hops[..] else { unreachable!() };
+        world.constraints.avoid.nodes.extend([entry.id, relay.id]);
+        world.constraints.exit = ExitChoice::Node(exit.id);
+        let beside = world.choose(number).unwrap();
+        assert_eq!(beside.hops[2], *exit);
+        assert!(beside.hops[..2].iter().all(|hop| choice.hops.iter().all(|o| o.id != hop.id)));
     }
-}
-
-#[test]
-fn standbys_that_cannot_be_are_left_out_or_marked() {
-    let mut world = World::new(nodes(5));
-    for node in &mut world.candidates[1..] {
-        node.roles = "relay".parse().unwrap();
-    }
-    world.candidates[0].roles = "entry".parse().unwrap();
-    world.candidates[1].roles = "exit".parse().unwrap();
-    let choice = world.choose(1).unwrap();
-    assert_eq!(choice.standbys.len(), 1, "there is no other exit");
-    assert!(choice.standbys[0].shares_entry, "nor another entry");
-    assert_ne!(choice.standbys[0].hops[1].id, choice.hops[1].id);
-    world.constraints.hops = 1;
-    assert!(world.choose(1).unwrap().standbys.is_empty());
 }
 
 #[test]
 fn distribution_follows_capacity_load_uptime_and_reputation() {
     let mut world = World::new(nodes(4));
     world.constraints.hops = 1;
-    world.standbys = 0;
     // 100 x 0.9 each: 400, 200 (half full), 100 (reputation), 53 Mbit/s, about.
     let [a, b, c, d] = &mut world.candidates[..] else { unreachable!() };
     for node in [&mut *a, &mut *b, &mut *c, &mut *d] {
@@ -106,14 +87,17 @@ fn measurements_count_more_than_maps() {
     world.candidates[1].place = Some("fr-par".parse().unwrap());
     let hits = (0..100).filter(|n| names(&world.choose(*n).unwrap().hops) == ["n1"]).count();
     assert!(hits > 95, "{hits}");
-    let ids: Vec<NodeId> = world.candidates.iter().map(|node| node.id).collect();
-    let slow = predict(&world.input(), &ids[..1]).unwrap();
+    let (a, b) = (&world.candidates[0], &world.candidates[1]);
+    let predict = |hops: &[&Candidate], measurements| {
+        super::super::score::predict(&world.own, hops, measurements, ExitChoice::Auto)
+    };
+    let slow = predict(&[a], &world.measurements);
     assert_eq!((slow.rtt_us, slow.measured), (400_000, 1));
-    world.measurements.insert(ids[1], ids[0], Measure { rtt_us: 7_000, loss: 0.5 });
-    let both = predict(&world.input(), &ids).unwrap();
+    let mut measurements = Measurements::default();
+    measurements.insert(b.id, a.id, Measure { rtt_us: 7_000, loss: 0.5 });
+    let both = predict(&[a, b], &measurements);
     assert_eq!((both.measured, both.rtt_us), (2, 407_000));
     assert!((both.loss - 0.5).abs() < 1e-6 && both.cost_ms > 1000.0);
-    assert_eq!(predict(&world.input(), &[NodeId([9; 32])]), None);
 }
 
 #[test]

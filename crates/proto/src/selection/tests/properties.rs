@@ -204,20 +204,15 @@ proptest! {
     }
 
     #[test]
-    fn every_path_and_standby_keeps_the_rules(world in a_world(40), salt: u64) {
-        if let Ok(choice) = choose(&world.input(), seed(salt)) {
-            let standbys = choice.standbys.iter().map(|standby| &standby.hops);
-            for hops in std::iter::once(&choice.hops).chain(standbys) {
-                let path: Vec<&Candidate> = hops.iter().map(|hop| world.get(hop.id)).collect();
-                prop_assert!(keeps_all_rules(&world, &path), "{:?}", names(hops));
-            }
-            for standby in &choice.standbys {
-                let same = standby.hops.last() == choice.hops.last();
-                prop_assert_eq!(same, standby.kind == StandbyKind::SameExit);
-                let shared = standby.hops.iter().filter(|h| choice.hops.iter().any(|o| o.id == h.id));
-                let allowed = usize::from(same) + usize::from(standby.shares_entry);
-                prop_assert_eq!(shared.count(), allowed);
-            }
+    fn every_path_keeps_the_rules(world in a_world(40), salt: u64) {
+        let explanation = explain(&world.input(), seed(salt));
+        for sampled in &explanation.sampled {
+            let path: Vec<&Candidate> = sampled.hops.iter().map(|id| world.get(*id)).collect();
+            prop_assert!(keeps_all_rules(&world, &path), "{:?}", sampled);
+        }
+        if let Outcome::Chosen(choice) = explanation.outcome {
+            let path: Vec<&Candidate> = choice.hops.iter().map(|hop| world.get(hop.id)).collect();
+            prop_assert!(keeps_all_rules(&world, &path), "{:?}", names(&choice.hops));
             prop_assert!(choice.probability > 0.0 && choice.probability <= 1.0 + 1e-9);
         }
     }

@@ -241,18 +241,19 @@ fn each_user_name_has_its_own() -> Result<()> {
     }
 
     // A relay of the one dies while both download.
-    eventually("circuits that stand by", || {
+    eventually("circuits that stand by, over other nodes", || {
         let now = report(&mesh, CLIENT)?;
         let stands = |user| -> Result<bool> {
             let circuits = of(&now, user)?.0;
             Ok(["standby", "ready"].iter().all(|it| circuits.iter().any(|c| c.phase == *it)))
         };
-        Ok(stands(ANNA)? && stands(BERT)?)
+        let (anna, bert) = (active(&now, ANNA)?.1, active(&now, BERT)?.1);
+        let apart = anna[1..].iter().all(|name| !bert.contains(name));
+        Ok(stands(ANNA)? && stands(BERT)? && apart)
     })?;
     let before = report(&mesh, CLIENT)?;
-    let (anna, bert) = (active(&before, ANNA)?, active(&before, BERT)?);
+    let anna = active(&before, ANNA)?.1;
     println!("{}", mesh.node(CLIENT).warren(&["path", "show"])?);
-    ensure!(anna.1[1..].iter().all(|name| !bert.1.contains(name)), "{anna:?} {bert:?}");
     let stream = dialed(&mesh, BERT, files_at)?;
     let other = std::thread::spawn(move || -> Result<Duration> {
         let (mut came, mut longest) = (Instant::now(), Duration::ZERO);
@@ -264,7 +265,7 @@ fn each_user_name_has_its_own() -> Result<()> {
         Ok(longest)
     });
     let stream = dialed(&mesh, ANNA, files_at)?;
-    let victim = place(&mesh, &anna.1[1]);
+    let victim = place(&mesh, &anna[1]);
     let mut killed = false;
     download_and(stream, BYTES, |got| {
         if !killed && got > BYTES / 8 {
@@ -274,11 +275,14 @@ fn each_user_name_has_its_own() -> Result<()> {
         Ok(())
     })?;
     let longest = other.join().map_err(|_| anyhow::anyhow!("panicked"))??;
-    println!("    {} killed under anna; bert's longest gap: {longest:.2?}", anna.1[1]);
+    println!("    {} killed under anna; bert's longest gap: {longest:.2?}", anna[1]);
     ensure!(killed, "the download was over before");
     let after = report(&mesh, CLIENT)?;
-    ensure!(active(&after, BERT)?.0 == bert.0, "bert's path moved: {after:#?}");
-    ensure!(!active(&after, ANNA)?.1.contains(&anna.1[1]), "{after:#?}");
+    // A busy machine may move circuits for the time they take; not for a node
+    // that is not on them.
+    ensure!(longest < Duration::from_secs(1), "bert waited {longest:?}");
+    ensure!(of(&after, BERT)?.2 == of(&before, BERT)?.2, "bert's exit changed: {after:#?}");
+    ensure!(!active(&after, ANNA)?.1.contains(&anna[1]), "{after:#?}");
 
     // An exit of the one dies: it goes on at another, the other stays.
     let gone = place(&mesh, of(&after, ANNA)?.2);

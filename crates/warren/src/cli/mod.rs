@@ -114,6 +114,9 @@ enum Command {
         /// One JSON object per line.
         #[arg(long)]
         json: bool,
+        /// Show changes of the onion path on the desktop, too.
+        #[arg(long, requires = "follow")]
+        notify: bool,
         #[command(flatten)]
         state: State,
     },
@@ -338,7 +341,9 @@ pub(crate) fn run(cli: Cli) -> Result<(), Fault> {
         Command::Ca(command) => wait(ca::run(command)),
         Command::Rotate { what, state } => wait(ca::rotate(&state, what)),
         Command::Status { json, state } => wait(status::show(&state, json)),
-        Command::Events { follow, json, state } => wait(events::show(&state, follow, json)),
+        Command::Events { follow, json, notify, state } => {
+            wait(events::show(&state, follow, json, notify))
+        }
         Command::Connect(command) => wait(onion::connect(*command)),
         Command::Profile(command) => wait(onion::profile(command)),
         Command::Disconnect(state) => wait(onion::disconnect(&state)),

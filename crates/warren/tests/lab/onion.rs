@@ -1,10 +1,15 @@
 //! Onion-routed paths on real machines: a client, hops in several countries, and
 //! a server outside of the network that tells where a connection comes from.
 
+use std::fs::Permissions;
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use warren_lab::process::KilledOnDrop;
 use warren_lab::pulse::Pulse;
 use warren_types::api::{OnionReport, OnionState};
 
@@ -133,8 +138,40 @@ pub(crate) fn wait(
     }
 }
 
+/// `warren events --follow --notify` of the client, with a desktop that writes down
+/// what it is to show.
+fn desktop(mesh: &Mesh) -> Result<(KilledOnDrop, PathBuf)> {
+    let (programs, shown) = (mesh.scratch.path().join("bin"), mesh.scratch.path().join("shown"));
+    std::fs::create_dir(&programs)?;
+    let program = programs.join("notify-send");
+    std::fs::write(&program, format!("#!/bin/sh\necho \"$@\" >> {}\n", shown.display()))?;
+    std::fs::set_permissions(&program, Permissions::from_mode(0o755))?;
+    let spec = mesh.node(CLIENT).spec();
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut command = mesh.hosts[CLIENT].command(&spec.binary);
+    command.env("PATH", format!("{}:{path}", programs.display())).stdout(Stdio::null());
+    command.args(["events", "--follow", "--notify", "--state-dir"]).arg(&spec.state_dir);
+    let child = KilledOnDrop(command.spawn()?);
+    shows(&shown, "--version")?;
+    Ok((child, shown))
+}
+
+/// Waits until the desktop has shown it.
+fn shows(shown: &Path, what: &str) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        let text = std::fs::read_to_string(shown).unwrap_or_default();
+        if text.contains(what) {
+            return Ok(());
+        }
+        ensure!(start.elapsed() < 5 * SECOND, "the desktop does not show {what:?}: {text}");
+        std::thread::sleep(20 * MS);
+    }
+}
+
 fn a_path_of_three_hops() -> Result<()> {
     let mesh = cast(20 * MS)?;
+    let (_notifier, shown) = desktop(&mesh)?;
     let began = Instant::now();
     let text = mesh.node(CLIENT).warren(&["connect", "--exit", "de", "--kill-switch"])?;
     println!("{text}  after {:.2?}", began.elapsed());
@@ -190,5 +227,7 @@ fn a_path_of_three_hops() -> Result<()> {
     let own = mesh.places[CLIENT].ipv4();
     let seen = seen_as(&mesh)?;
     ensure!(seen == IpAddr::from(own), "after disconnect seen as {seen}");
+    shows(&shown, "--urgency=low Warren connected through ")?;
+    shows(&shown, "--urgency=normal Warren disconnected: traffic leaves as before")?;
     Ok(())
 }

@@ -29,12 +29,15 @@ pub(super) const TICK: Duration = Duration::from_secs(1);
 const SMALL: usize = 64;
 /// So many there.
 const TOLD_IN_LARGE: usize = 16;
-/// The cost of a link must differ by this share of the lesser, and by so many
-/// microseconds, to be told again (not more often than [`link_state_pause`] allows).
-const COARSE: (f64, u32) = (0.25, 2_000);
-/// A difference like this is told sooner, so that a moment of loss or of delay does
-/// not keep traffic off a link for long.
-const GROSS: (f64, u32) = (0.5, 10_000);
+/// A round trip must differ by this share, and by this much, to be told again
+const COARSE: f64 = 0.25;
+const COARSE_RTT: Duration = Duration::from_millis(2);
+/// and a loss by half, and by this much, or be over (not more often than
+/// [`link_state_pause`] allows).
+const COARSE_LOSS: f32 = 0.01;
+/// A link that costs half of what was told, and so many microseconds less, is told
+/// sooner: a moment of loss or of delay is not to keep traffic off it for long.
+const RELIEF_US: u32 = 10_000;
 /// Link states told at once; afterwards one in [`TOKEN`].
 const TOKENS: u32 = 6;
 const TOKEN: Duration = Duration::from_secs(6);
@@ -163,13 +166,27 @@ fn metric(link: &LinkReport) -> LinkMetric {
 }
 
 /// True when `new` is not worth telling after `old`.
-fn alike(old: &LinkSummary, new: &LinkSummary, (share, least): (f64, u32)) -> bool {
+fn alike(old: &LinkSummary, new: &LinkSummary) -> bool {
     let close = |a: &LinkReport, b: &LinkReport| {
-        let (x, y) = (metric(a).cost(), metric(b).cost());
-        x.abs_diff(y) <= least.max((share * f64::from(x.min(y))) as u32)
+        let (x, y) = (a.round_trip(), b.round_trip());
+        let rtt = x.abs_diff(y);
+        let (was, is) = (a.lost(), b.lost());
+        let over = a.loss > 0 && b.loss == 0;
+        (rtt <= COARSE_RTT || rtt.as_secs_f64() <= COARSE * x.as_secs_f64())
+            && !over
+            && (was - is).abs() <= COARSE_LOSS.max(was / 2.0)
     };
     let known = |b: &LinkReport| old.links.iter().any(|a| a.to == b.to && close(a, b));
     old.load.abs_diff(new.load) <= 64 && new.links.iter().all(known)
+}
+
+/// True when a link is far better in `new` than in `old`.
+fn relieved(old: &LinkSummary, new: &LinkSummary) -> bool {
+    let far = |a: &LinkReport, b: &LinkReport| {
+        let (was, is) = (metric(a).cost(), metric(b).cost());
+        a.to == b.to && is <= was / 2 && was - is >= RELIEF_US
+    };
+    new.links.iter().any(|b| old.links.iter().any(|a| far(a, b)))
 }
 
 /// True when both name the same links.
@@ -271,8 +288,8 @@ impl Daemon {
         let news = match &self.routing.told {
             None => !summary.links.is_empty(),
             Some(told) if !same_links(told, &summary) => true,
-            Some(told) if age >= pause && !alike(told, &summary, COARSE) => true,
-            Some(told) if age >= pause / 3 && !alike(told, &summary, GROSS) => true,
+            Some(told) if age >= pause && !alike(told, &summary) => true,
+            Some(told) if age >= pause / 3 && relieved(told, &summary) => true,
             Some(told) => age >= Duration::from_secs(told.life / 3),
         };
         self.routing.untold = news;
@@ -456,7 +473,6 @@ mod tests {
     #[test]
     fn only_what_matters_is_news() {
         let old = summary(&[(1, 10), (2, 50)]);
-        let alike = |a: &LinkSummary, b: &LinkSummary| super::alike(a, b, COARSE);
         assert!(alike(&old, &summary(&[(2, 58), (1, 11)])));
         assert!(same_links(&old, &summary(&[(2, 500), (1, 10)])));
         assert!(!alike(&old, &summary(&[(1, 10), (2, 80)])));
@@ -468,8 +484,11 @@ mod tests {
         let little = LinkReport { loss: 3, ..old.links[0] };
         let little = LinkSummary { links: vec![little, old.links[1]], ..old.clone() };
         assert!(!alike(&old, &little) && !alike(&little, &old));
-        assert!(!super::alike(&little, &old, GROSS));
-        assert!(super::alike(&old, &summary(&[(2, 58), (1, 17)]), GROSS));
+        assert!(relieved(&little, &old) && !relieved(&old, &little));
+        assert!(!relieved(&old, &summary(&[(2, 30), (1, 4)])), "not by half, and by little");
+        assert!(!alike(&lossy, &old) && relieved(&lossy, &old));
+        let less = LinkReport { loss: 24, ..old.links[0] };
+        assert!(alike(&lossy, &LinkSummary { links: vec![less], ..old.clone() }), "not by half");
         assert!(!alike(&old, &LinkSummary { load: 128, ..old.clone() }));
     }
 

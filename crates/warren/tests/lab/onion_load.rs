@@ -56,15 +56,15 @@ fn stream(mesh: &Mesh, host: usize, to: IpAddr, options: &[&str]) -> Result<f64>
 
 /// What small packets between the client and the server take, 19 of 20 of them,
 /// when nothing else goes on and beside a stream; and the stream's Mbit/s.
-fn latency(mesh: &Mesh, options: &[&str]) -> Result<(Duration, Duration, f64)> {
+fn latency(mesh: &Mesh, seconds: u32, option: &str) -> Result<(Duration, Duration, f64)> {
     let (client, to) = (&mesh.hosts[CLIENT], &mesh.hosts[outside(mesh)]);
     let pulse = Pulse::start(client, to, server(mesh).into(), 20 * MS, 100)?;
     pulse.wait_first(5 * SECOND).context("nothing comes back")?;
     let idle = pulse.now();
     std::thread::sleep(2 * SECOND);
     let busy = pulse.now();
-    let all: Vec<_> = ["-t", "15"].iter().chain(options).copied().collect();
-    let mbps = stream(mesh, outside(mesh), server(mesh).into(), &all)?;
+    let options = ["-t", &seconds.to_string(), option];
+    let mbps = stream(mesh, outside(mesh), server(mesh).into(), &options)?;
     let end = pulse.now();
     let beats = pulse.so_far();
     let p95 = |from, until| beats.rtt_quantile(0.95, from, until).context("no answers");
@@ -75,18 +75,19 @@ fn latency_under_bulk(strict: bool) -> Result<()> {
     /// Mbit/s.
     const RATE: u64 = 50;
     const WAYS: [(&str, &str); 2] = [("down", "-R"), ("up", "--get-server-output")];
+    let seconds = if strict { 15 } else { 8 };
     let mesh = cast(15 * MS)?;
     narrow(&mesh, RATE * 1_000_000, 15 * MS)?;
     let mut straight = Vec::new();
     for (way, option) in WAYS {
-        let (idle, busy, mbps) = latency(&mesh, &[option])?;
+        let (idle, busy, mbps) = latency(&mesh, seconds, option)?;
         println!("  straight, {way}: {idle:.1?} idle, {busy:.1?} beside {mbps:.1} Mbit/s");
         straight.push(busy - idle);
     }
     connect(&mesh)?;
     println!("  over {:?}", path(&report(&mesh, CLIENT)?));
     for ((way, option), straight) in WAYS.into_iter().zip(straight) {
-        let (idle, busy, mbps) = latency(&mesh, &[option])?;
+        let (idle, busy, mbps) = latency(&mesh, seconds, option)?;
         println!("  three hops, {way}: {idle:.1?} idle, {busy:.1?} beside {mbps:.1} Mbit/s");
         let (most, least) = if strict { (30 * MS, 0.65) } else { (straight / 2, 0.3) };
         ensure!(busy <= idle + most, "{way}: {busy:?} beside a stream, {idle:?} without");

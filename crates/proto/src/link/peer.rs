@@ -102,6 +102,13 @@ impl PeerLink {
         self.key.store(Arc::new(key));
     }
 
+    /// True when something came from it in the last three seconds.
+    pub fn was_heard(&self, now_ms: u64) -> bool {
+        const LATELY_MS: u64 = 3_000;
+        let last = self.last_rx_ms.load(Ordering::Relaxed);
+        last != 0 && now_ms < last + LATELY_MS
+    }
+
     /// Adds a sent batch to the counters.
     pub fn note_sent(&self, packets: u64, bytes: u64, now_ms: u64) {
         self.tx_packets.fetch_add(packets, Ordering::Relaxed);

@@ -426,6 +426,11 @@ fn without_a_way_packets_are_answered_and_counted() {
     let out = row.transmit(0, Vnet::default(), &tcp_packet(false, 1, 0x10, b"x", 0));
     assert_eq!(out.drops, [(DropReason::RelayNoRoute, 1)]);
     assert_eq!(&out.frames[0][VNET_LEN + 20..VNET_LEN + 22], &[3, 1], "host unreachable");
+    // Not while it was heard a moment ago: another way is being found.
+    row.nodes[0].links[2].note_received(1, 60, 4);
+    let out = row.transmit(0, Vnet::default(), &tcp_packet(false, 1, 0x10, b"x", 0));
+    assert_eq!(out.drops, [(DropReason::RelayNoRoute, 1)]);
+    assert!(out.frames.is_empty(), "{out:?}");
     let routes = row.nodes[0].tables.routes.load_full();
     for node in [overlay(2), overlay(77), "2001:db8::1".parse().unwrap()] {
         let wrapped = wrap(&routes, node, &[0x40; 100], false, 5);

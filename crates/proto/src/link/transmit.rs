@@ -57,8 +57,9 @@ impl Transmitter {
         };
         self.refresh(tables);
         let destination = ip.destination(packet);
-        let fate = match self.owner(destination) {
-            Some(peer) => self.outbound.send(io, &peer, &vnet, packet, packet_len, now_ms),
+        let owner = self.owner(destination);
+        let fate = match &owner {
+            Some(peer) => self.outbound.send(io, peer, &vnet, packet, packet_len, now_ms),
             // Every interface is sent multicast nobody here asked for.
             None if destination.is_multicast() => return,
             None => {
@@ -74,6 +75,13 @@ impl Transmitter {
             Fate::Sent | Fate::Staged => return,
             Fate::TooBig(mtu) => (DropReason::TooBig, Some(Answer::TooBig(mtu))),
             Fate::Dropped(reason @ DropReason::NoRoute) => (reason, Some(Answer::NoRoute)),
+            // Between two ways to it: programs try again sooner than they would after
+            // being told that there is none.
+            Fate::Dropped(reason @ (DropReason::NoEndpoint | DropReason::RelayNoRoute))
+                if owner.as_ref().is_some_and(|peer| peer.was_heard(now_ms)) =>
+            {
+                (reason, None)
+            }
             Fate::Dropped(
                 reason
                 @ (DropReason::NoEndpoint | DropReason::RelayNoRoute | DropReason::NoCircuit),

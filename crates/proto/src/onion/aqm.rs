@@ -291,10 +291,10 @@ mod tests {
                 for (sum, bytes) in self.bytes.iter_mut().zip(bytes) {
                     *sum += bytes / 1000;
                 }
-                if waited_for && self.now_ms % 100 == 0 {
+                if waited_for && self.now_ms.is_multiple_of(100) {
                     assert!(!self.queue.slows(Toward::Client, Class::Interactive, self.now_ms));
                 }
-                if self.now_ms % 50 == 0 {
+                if self.now_ms.is_multiple_of(50) {
                     self.queue.sample(1, rtt_ms * 1000, self.bytes, self.now_ms);
                 }
                 for (toward, slowed) in [Toward::Exit, Toward::Client].into_iter().zip(&mut slowed)
@@ -361,7 +361,7 @@ mod tests {
         for _ in 0..2_000 {
             flow.now_ms += 1;
             flow.queue.slows(Toward::Client, Class::Interactive, flow.now_ms);
-            if flow.now_ms % 50 == 0 {
+            if flow.now_ms.is_multiple_of(50) {
                 flow.bytes[1] += 100_000;
                 flow.queue.sample(1, 70_000, flow.bytes, flow.now_ms);
             }

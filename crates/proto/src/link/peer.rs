@@ -102,9 +102,9 @@ impl PeerLink {
         self.key.store(Arc::new(key));
     }
 
-    /// True when something came from it in the last three seconds.
+    /// True when something came from it in the last second.
     pub fn was_heard(&self, now_ms: u64) -> bool {
-        const LATELY_MS: u64 = 3_000;
+        const LATELY_MS: u64 = 1_000;
         let last = self.last_rx_ms.load(Ordering::Relaxed);
         last != 0 && now_ms < last + LATELY_MS
     }

@@ -430,6 +430,7 @@ fn impossible() -> Result<()> {
         (&["--avoid", "exit-de"], &["no exit", "avoid"]),
         (&["--hops", "5"], &["1..=4"]),
         (&["--avoid", "xyz"], &["xyz", "family"]),
+        (&["--proxy-only", "--kill-switch"], &["--proxy-only", "--kill-switch", "without it"]),
     ] {
         let began = Instant::now();
         let arguments: Vec<_> =

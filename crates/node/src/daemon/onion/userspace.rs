@@ -73,14 +73,17 @@ fn machine() -> Vec<IpAddr> {
 }
 
 impl Daemon {
-    /// Refuses what a node without an interface cannot do for its machine.
+    /// Refuses what a session for the proxies alone cannot do for its machine:
+    /// better than a kill switch that is not there.
     ///
     /// # Errors
     /// [`ApiError::Invalid`] naming the option.
     pub(super) fn refuse_machine_options(&self, request: &ConnectRequest) -> Result<(), ApiError> {
-        if self.userspace.is_none() {
-            return Ok(());
-        }
+        let mode = match (&self.userspace, request.proxy_only) {
+            (Some(_), _) => "userspace mode",
+            (None, true) => "--proxy-only",
+            (None, false) => return Ok(()),
+        };
         let refused = [
             (request.kill_switch, "--kill-switch"),
             (!request.include.is_empty(), "--include"),
@@ -89,7 +92,7 @@ impl Daemon {
         match refused.into_iter().find(|(given, _)| *given) {
             None => Ok(()),
             Some((_, option)) => Err(ApiError::Invalid(format!(
-                "{option} is about this machine's traffic, of which userspace mode leads nothing \
+                "{option} is about this machine's traffic, of which {mode} leads nothing \
                  into the path: connect without it; what goes through the proxies leaves through \
                  the exit or not at all"
             ))),

@@ -42,6 +42,7 @@ const MINOR: u64 = 4;
 const WEIGH_MS: u64 = 90;
 /// Fewer bytes a second fill no queue worth mentioning.
 const LITTLE: u64 = 60_000;
+
 /// What a packet is to those who wait for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {

@@ -20,6 +20,11 @@ const FIRST_TIMEOUT_MS: u64 = 1_000;
 const FRESH_MS: u64 = 3_000;
 /// Fewest probes that say something about loss.
 const MIN_SAMPLES: u32 = 16;
+/// After so many answered in a row what was lost before them is over.
+const CLEAN_RUN: u32 = 32;
+/// Of probes this old half as many count: of a path that is seldom looked at, a
+/// loss of long ago says nothing.
+const SAMPLES_HALVE_MS: f64 = 30_000.0;
 /// What is added to the cost of a detour, µs: others carry its load.
 const TCP_COST_US: u64 = 5_000;
 const RELAY_COST_US: u64 = 10_000;
@@ -87,7 +92,8 @@ pub(super) struct Candidate {
     rttvar_us: u64,
     /// The last 64 probes, newest lowest; a set bit is a lost one.
     history: u64,
-    samples: u32,
+    /// How many of them count, at most 64, as of the newest.
+    samples: (f64, u64),
     /// Unanswered in a row.
     pub(super) misses: u32,
     /// Sent before the first of them was.
@@ -124,7 +130,7 @@ impl Candidate {
             srtt_us: 0,
             rttvar_us: 0,
             history: 0,
-            samples: 0,
+            samples: (0.0, 0),
             misses: 0,
             first_miss_ms: 0,
             last_sent_ms: 0,
@@ -211,7 +217,7 @@ impl Candidate {
             self.probes[at].lost = true;
             if probe.sent_ms < self.last_answer_ms {
                 // A later one was answered: lost, but the path works.
-                self.note(true);
+                self.note(true, now_ms);
                 continue;
             }
             any = true;
@@ -220,15 +226,17 @@ impl Candidate {
             }
             self.misses += 1;
             if self.phase == Phase::Proven {
-                self.note(true);
+                self.note(true, now_ms);
             }
         }
         any
     }
 
-    fn note(&mut self, lost: bool) {
+    fn note(&mut self, lost: bool, now_ms: u64) {
         self.history = self.history << 1 | u64::from(lost);
-        self.samples = (self.samples + 1).min(64);
+        let (count, at) = self.samples;
+        let kept = count * 0.5f64.powf(now_ms.saturating_sub(at) as f64 / SAMPLES_HALVE_MS);
+        self.samples = ((kept + 1.0).min(64.0), now_ms);
     }
 
     pub(super) fn answered(
@@ -243,7 +251,7 @@ impl Candidate {
         let rtt_us = now_us.saturating_sub(probe.sent_us).max(1);
         self.proven(Some(rtt_us), now_ms);
         if !probe.lost {
-            self.note(false);
+            self.note(false, now_ms);
         }
         Some(Answer {
             path: self.address,
@@ -259,7 +267,7 @@ impl Candidate {
         if self.phase != Phase::Proven || self.misses >= SUSPECT_AFTER {
             self.valid_since_ms = now_ms;
             self.history = 0;
-            self.samples = 0;
+            self.samples = (0.0, now_ms);
         }
         self.phase = Phase::Proven;
         self.misses = 0;
@@ -306,12 +314,21 @@ impl Candidate {
 
     /// Share of probes lost lately; one may always be.
     pub(super) fn echo_loss(&self) -> Option<f64> {
-        if self.samples < MIN_SAMPLES {
+        let samples = self.samples.0 as u32;
+        if samples < MIN_SAMPLES {
             return None;
         }
-        let mask = if self.samples >= 64 { u64::MAX } else { (1 << self.samples) - 1 };
-        let lost = (self.history & mask).count_ones();
-        Some(f64::from(lost.saturating_sub(1)) / f64::from(self.samples))
+        let mask = if samples >= 64 { u64::MAX } else { (1 << samples) - 1 };
+        let seen = self.history & mask;
+        if samples >= CLEAN_RUN && seen.trailing_zeros() >= CLEAN_RUN {
+            return Some(0.0);
+        }
+        Some(f64::from(seen.count_ones().saturating_sub(1)) / f64::from(samples))
+    }
+
+    /// Probes of it are lost now and then.
+    pub(super) fn lossy(&self) -> bool {
+        self.echo_loss().is_some_and(|loss| loss >= LOSS_FLOOR)
     }
 
     /// Of probes, and of data while it was in use.

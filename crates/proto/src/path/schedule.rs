@@ -25,6 +25,9 @@ const STANDBY_DETOUR_MS: u64 = 30_000;
 /// Of one that failed lately, while packets flow: it must not look well only
 /// because it is seldom looked at.
 const WATCHED_MS: u64 = 400;
+/// And lately, if it loses probes: others may ask for a way over this link, and
+/// must not do without it for long after the loss is over.
+const WATCHED_RECENT_MS: u64 = 1_000;
 /// Pauses within the first burst.
 const FIRST_GAPS_MS: [u64; 6] = [75, 75, 150, 300, 600, 1_200];
 /// Probes and pause of later bursts.
@@ -146,6 +149,7 @@ impl Candidate {
             (Pace::Flowing, _) if failed => WATCHED_MS,
             (Pace::Flowing, 0) => STANDBY_MS[0],
             (Pace::Recent { .. }, 0) if self.detour() => STANDBY_DETOUR_MS,
+            (Pace::Recent { .. }, 0) if failed && self.lossy() => WATCHED_RECENT_MS,
             (Pace::Recent { .. }, 0) => STANDBY_MS[1],
             (Pace::Idle, _) if self.detour() => u64::MAX,
             (Pace::Idle | Pace::Asleep, 0) => STANDBY_MS[2],

@@ -28,10 +28,16 @@ struct Wire {
     up: bool,
     /// Each so many packets lose one; 0 none, 1 all.
     lose_data: u64,
-    drops_echoes: bool,
+    /// The same of probes.
+    lose_echoes: u64,
 }
 
-const GOOD: Wire = Wire { rtt_ms: 50, up: true, lose_data: 0, drops_echoes: false };
+const GOOD: Wire = Wire { rtt_ms: 50, up: true, lose_data: 0, lose_echoes: 0 };
+
+/// True when the `n`th packet is lost.
+fn loses(each: u64, n: u64) -> bool {
+    each > 0 && n.is_multiple_of(each)
+}
 
 struct World {
     paths: Paths,
@@ -78,8 +84,7 @@ impl World {
             if self.pace == Pace::Flowing {
                 self.sent += 1;
                 let wire = self.wires.get(&active).copied().unwrap_or(Wire { up: false, ..GOOD });
-                let lost = wire.lose_data > 0 && self.sent.is_multiple_of(wire.lose_data);
-                self.received += u64::from(wire.up && !lost);
+                self.received += u64::from(wire.up && !loses(wire.lose_data, self.sent));
             }
             let due: Vec<_> = self.answers.extract_if(.., |(when, ..)| *when <= now).collect();
             for (_, (id, token), _) in due {
@@ -93,9 +98,11 @@ impl World {
                 self.ids += 1;
                 let numbers = (self.ids, u64::from(self.ids) << 32);
                 self.paths.sent(to, numbers, self.sent, now, now * 1000);
-                *self.probes.entry(to).or_default() += 1;
+                let probes = self.probes.entry(to).or_default();
+                *probes += 1;
+                let probes = *probes;
                 let wire = self.wires.get(&to).copied().unwrap_or(Wire { up: false, ..GOOD });
-                if wire.up && !wire.drops_echoes {
+                if wire.up && !loses(wire.lose_echoes, probes) {
                     self.answers.push((now + wire.rtt_ms, numbers, to));
                 }
             }
@@ -156,7 +163,7 @@ fn a_dead_path_is_left_within_a_second_wherever_it_dies() {
 #[test]
 fn one_direction_that_dies_is_noticed_too() {
     let mut world = direct_and_relay();
-    world.wire(at(DIRECT)).drops_echoes = true;
+    world.wire(at(DIRECT)).lose_echoes = 1;
     assert_eq!(world.moved_after(1_000).unwrap().1, PathReason::Silent);
 }
 
@@ -200,6 +207,22 @@ fn a_degraded_path_is_left_within_five_seconds() {
             world.run(20_000);
             assert_eq!(world.active(), relay(), "and stays away");
         }
+    }
+}
+
+#[test]
+fn a_path_that_lost_packets_is_taken_again_when_it_does_not() {
+    for (pace, limit) in [(Pace::Flowing, 30_000), (Pace::Recent { quiet_ms: 9_000 }, 60_000)] {
+        let mut world = direct_and_relay();
+        *world.wire(at(DIRECT)) = Wire { lose_data: 7, lose_echoes: 7, ..GOOD };
+        let (_, reason) = world.moved_after(5_000).unwrap();
+        assert_eq!(reason, PathReason::Lossy);
+        world.run(60_000);
+        assert_eq!(world.active(), relay(), "and stays away: {:?}", world.changes);
+        *world.wire(at(DIRECT)) = GOOD;
+        world.pace = pace;
+        let (took, reason) = world.moved_after(limit).expect("it is never taken again");
+        assert_eq!(reason, PathReason::Direct, "after {took}");
     }
 }
 
@@ -372,7 +395,7 @@ proptest! {
                         rtt_ms: u64::from(rtt),
                         up,
                         lose_data: u64::from(lose % 8),
-                        drops_echoes: lose > 200,
+                        lose_echoes: u64::from(lose > 200),
                     };
                     world.wires.insert(address(n), wire);
                 }

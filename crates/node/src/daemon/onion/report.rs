@@ -16,8 +16,9 @@ use super::isolated::Isolated;
 use crate::host::kill_switch;
 use crate::userspace::isolation::MAX_ISOLATED;
 
-/// A hop on the way to which this share was lost is yellow, and red,
-const LOSSY: (f32, f32) = (0.025, 0.12);
+/// A hop on the way to which this share was lost is yellow, and red; less than
+/// what makes traffic leave, so that the reason for that shows,
+const LOSSY: (f32, f32) = (0.015, 0.12);
 /// as is one that adds so much more than it did at its best, ms: a part of it
 /// and at least so much.
 const SLOWER: (f64, f64) = (0.5, 25.0);

@@ -176,6 +176,7 @@ impl Daemon {
             reason: reason.map(|(reason, _)| reason.to_owned()),
             since_s: reason.map(|(_, at)| now.instant.duration_since(at).as_secs()),
             connected: self.mesh.is_connected(id),
+            connected_by: self.mesh.connected_at(id).map(|to| PathKind::of(to).as_str().to_owned()),
             paths: stats.paths.iter().map(|path| path_entry(path, active)).collect(),
             no_route: told.as_ref().filter(|t| t.chosen.is_none()).map(no_route),
             routes,

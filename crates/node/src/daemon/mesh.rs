@@ -251,6 +251,11 @@ impl Mesh {
         }
     }
 
+    /// Where its control connection leads.
+    pub(super) fn connected_at(&self, id: NodeId) -> Option<SocketAddr> {
+        self.contacts.get(&id).filter(|c| c.connected)?.remote
+    }
+
     pub(super) fn is_connected(&self, id: NodeId) -> bool {
         self.contacts.get(&id).is_some_and(|c| c.connected)
     }
@@ -316,12 +321,19 @@ impl Mesh {
     /// control connection leads, and where it says that it is.
     pub(super) fn candidates(&self, id: NodeId) -> Option<(LinkPublicKey, Vec<SocketAddr>)> {
         let body = &self.members.get(&id)?.descriptor.body;
-        let remote = self.contacts.get(&id).filter(|c| c.connected).and_then(|c| c.remote);
+        let remote = self.connected_at(id);
         // Over others is for routing to say, which knows whether there is a way.
         let mut list: Vec<SocketAddr> =
             remote.into_iter().filter(|to| mesh_node(*to).is_none()).collect();
         list.extend(self.endpoints(body).filter(|to| Some(*to) != remote));
         Some((body.link_key, list))
+    }
+
+    /// Link keys of members whose control connection leads over others.
+    pub(super) fn over_others(&self) -> impl Iterator<Item = (NodeId, LinkPublicKey)> + '_ {
+        let detour = |c: &Contact| c.connected && c.remote.is_some_and(|to| mesh_node(to).is_some());
+        let contacts = self.contacts.iter().filter(move |(_, contact)| detour(contact));
+        contacts.filter_map(|(id, _)| Some((*id, self.members.get(id)?.descriptor.body.link_key)))
     }
 
     /// A member as an engine peer.

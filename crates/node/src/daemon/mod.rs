@@ -549,6 +549,7 @@ impl Daemon {
         self.keep_led();
         self.keep_machine();
         self.keep_gate();
+        self.straighten_connections();
         if self.routes_kept.elapsed() >= ROUTES_EVERY {
             self.routes_kept = Instant::now();
             self.keep_routes().await;

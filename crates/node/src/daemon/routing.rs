@@ -330,6 +330,19 @@ impl Daemon {
         }
     }
 
+    /// Control connections that began over others follow their links: small as
+    /// they are, they would keep every link on their way awake.
+    pub(super) fn straighten_connections(&self) {
+        let now = self.now();
+        for (id, key) in self.mesh.over_others() {
+            let stats = self.engine.stats(&key, now);
+            if stats.is_some_and(|stats| is_direct(&stats) && stats.rtt.is_some()) {
+                // Not told now: in a while then.
+                let _told = self.control.leave_detour(id);
+            }
+        }
+    }
+
     /// A route that is only held in reserve fails too.
     fn suspect_idle_routes(&mut self) {
         let now = self.now();

@@ -375,6 +375,7 @@ impl Core {
             }
             Command::Renew => self.check_renewal(true),
             Command::LeaveTunnel(node) => self.leave_tunnel(node),
+            Command::LeaveDetour(node) => self.leave_detour(node),
             // Handled by the loop, which then ends.
             Command::Stop { .. } => {}
         }

@@ -330,6 +330,12 @@ impl ControlHandle {
         self.command(Command::LeaveTunnel(node)).await;
     }
 
+    /// A link is direct while its control connection leads over others: make
+    /// another one. False when that could not be told now.
+    pub fn leave_detour(&self, node: NodeId) -> bool {
+        self.post(Command::LeaveDetour(node))
+    }
+
     /// Tells where a node may be, as somebody on the local network says: the
     /// addresses are tried, whoever answers must prove to be a member.
     pub async fn seen(&self, node: Option<NodeId>, addresses: Vec<SocketAddr>) {

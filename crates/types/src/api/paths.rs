@@ -20,6 +20,9 @@ pub struct PathReport {
     pub since_s: Option<u64>,
     /// True while a control connection is up.
     pub connected: bool,
+    /// The way of that connection: `direct`, `relay` or `tcp`.
+    #[serde(default)]
+    pub connected_by: Option<String>,
     /// Every address known for it, the one in use first.
     pub paths: Vec<PathEntry>,
     /// Ways over other nodes, the one that would be used first.

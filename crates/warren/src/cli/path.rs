@@ -155,7 +155,12 @@ fn render(report: &PathReport) -> String {
         let since = report.since_s.map_or_else(String::new, |s| format!(", {s} s ago"));
         let _ = writeln!(text, "  taken because: {reason}{since}");
     }
-    let control = if report.connected { "connected" } else { "not connected" };
+    let control = match (report.connected, report.connected_by.as_deref()) {
+        (false, _) => "not connected",
+        (true, Some("relay")) => "connected, over other nodes",
+        (true, Some("tcp")) => "connected, by TLS over TCP",
+        (true, _) => "connected",
+    };
     let _ = writeln!(text, "  control plane: {control}");
 
     text.push_str("\nPaths (* carries data)\n");

@@ -136,8 +136,6 @@ pub(crate) fn a_relay_is_found_and_replaced() -> Result<()> {
     })
     .context("the stream broke when the relay died")?;
     println!("{streamed:?}");
-    std::fs::write("/tmp/mesh/left.log", lab.node(left)?.log())?; // TEMP
-    std::fs::write("/tmp/mesh/right.log", lab.node(right)?.log())?; // TEMP
     let other = lab.path(left, right, PATIENCE, |path| via(path).is_some())?;
     ensure!(other != path, "still {other}");
     ensure!(streamed.longest_gap < Duration::from_secs(2), "{streamed:?}");
@@ -148,6 +146,7 @@ pub(crate) fn a_relay_is_found_and_replaced() -> Result<()> {
     let json = lab.node(left)?.warren(&["path", "explain", "right", "--json"])?;
     let json: serde_json::Value = serde_json::from_str(&json)?;
     ensure!(json.pointer("/routes/0/via/0").is_some(), "{json}");
+    ensure!(json["connected_by"] == "relay", "{json}");
 
     // A direct path appears under traffic and is taken without a loss. What
     // never answered is tried again every 40 s by now.
@@ -163,6 +162,19 @@ pub(crate) fn a_relay_is_found_and_replaced() -> Result<()> {
         echoing.join().unwrap_or_else(|_| bail!("panicked"))
     })?;
     ensure!(echoed.loss() < 0.002, "{echoed:?}");
+
+    // So does the control connection, which would keep the relay busy.
+    let begun = Instant::now();
+    loop {
+        let told = lab.node(left)?.warren(&["path", "explain", "right", "--json"])?;
+        let json: serde_json::Value = serde_json::from_str(&told)?;
+        if json["connected_by"] == "direct" {
+            break;
+        }
+        ensure!(begun.elapsed() < Duration::from_secs(20), "the control connection stays: {told}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    println!("and the control connection after {:?}", begun.elapsed());
     Ok(())
 }
 

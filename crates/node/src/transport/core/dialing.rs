@@ -15,7 +15,7 @@ use warren_control::address::is_underlay;
 use warren_control::descriptor::MAX_ENDPOINTS;
 use warren_control::membership::Membership;
 use warren_discovery::neighbours;
-use warren_types::NodeId;
+use warren_types::{NodeId, mesh_node};
 
 use super::{Core, DIALS, Input, Target};
 use crate::transport::catch_up;
@@ -141,6 +141,21 @@ impl Core {
         }
     }
 
+    /// The link with `node` is direct, but our connection to it may still lead
+    /// over others, who are kept busy by it: a direct one takes its place, if
+    /// one can be made.
+    pub(super) fn leave_detour(&mut self, node: NodeId) {
+        let Some(peer) = self.peers.get(&node) else { return };
+        let over_others = mesh_node(remote(&peer.connection)).is_some();
+        let Some(target) = peer.target.filter(|_| over_others) else { return };
+        let addresses = self.addresses(node);
+        if !addresses.is_empty() && self.attempts.len() < DIALS && self.attempts.insert(target) {
+            // Nobody waits for it, so no detour is to be told to it.
+            let (_, late) = oneshot::channel();
+            self.attempt(target, Some(node), addresses, Vec::new(), late);
+        }
+    }
+
     pub(super) fn dial_due(&mut self) {
         let now = Instant::now();
         if std::mem::take(&mut self.stale) {
@@ -236,6 +251,19 @@ impl Core {
         if let Some(node) = expected.filter(|node| !self.detours.contains_key(node)) {
             self.late.insert(node, tell);
         }
+        self.attempt(target, expected, addresses, tcp, late);
+    }
+
+    /// Connects to a node, or to whoever is at a bootstrap address.
+    fn attempt(
+        &self,
+        target: Target,
+        expected: Option<NodeId>,
+        addresses: Vec<SocketAddr>,
+        tcp: Vec<SocketAddr>,
+        late: oneshot::Receiver<SocketAddr>,
+    ) {
+        let timing = self.shared.timing;
         let candidates =
             Candidates { udp: addresses.clone(), tcp, tunnels: self.parts.tunnels.clone() };
         let (shared, endpoint, config) =

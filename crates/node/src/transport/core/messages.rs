@@ -112,6 +112,8 @@ pub(crate) enum Command {
     Renew,
     /// The link with this node does without a tunnel.
     LeaveTunnel(NodeId),
+    /// Nor over others.
+    LeaveDetour(NodeId),
     /// What only authorities, or changes of our own keys, are about.
     Authority(AuthorityCommand),
     /// `true`: leave the network for good.

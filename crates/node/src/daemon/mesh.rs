@@ -331,7 +331,8 @@ impl Mesh {
 
     /// Link keys of members whose control connection leads over others.
     pub(super) fn over_others(&self) -> impl Iterator<Item = (NodeId, LinkPublicKey)> + '_ {
-        let detour = |c: &Contact| c.connected && c.remote.is_some_and(|to| mesh_node(to).is_some());
+        let detour =
+            |c: &Contact| c.connected && c.remote.is_some_and(|to| mesh_node(to).is_some());
         let contacts = self.contacts.iter().filter(move |(_, contact)| detour(contact));
         contacts.filter_map(|(id, _)| Some((*id, self.members.get(id)?.descriptor.body.link_key)))
     }

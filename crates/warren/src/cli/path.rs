@@ -207,6 +207,7 @@ mod tests {
             reason: Some("the path before stopped answering".into()),
             since_s: Some(12),
             connected: true,
+            connected_by: Some("direct".into()),
             paths: vec![
                 PathEntry {
                     address: "[fd00::2]:1".parse().unwrap(),

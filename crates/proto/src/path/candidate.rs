@@ -34,6 +34,8 @@ const LOSS_COST_US: f64 = 50_000.0;
 const LOSS_FLOOR: f64 = 0.01;
 /// Cost of a path that swallowed data, while that is remembered.
 const BARRED_COST_US: u64 = 10_000_000;
+/// Answers farther apart than this are few.
+const SPARSE_MS: u64 = 5_000;
 /// Failures count half after this.
 const FORGIVE_MS: f64 = 60_000.0;
 
@@ -269,6 +271,7 @@ impl Candidate {
             self.history = 0;
             self.samples = (0.0, now_ms);
         }
+        let quiet = now_ms.saturating_sub(self.last_answer_ms) >= SPARSE_MS;
         self.phase = Phase::Proven;
         self.misses = 0;
         self.retries = 0;
@@ -280,7 +283,11 @@ impl Candidate {
         } else {
             let off = self.srtt_us.abs_diff(rtt_us);
             self.rttvar_us = (3 * self.rttvar_us + off) / 4;
-            self.srtt_us = (3 * self.srtt_us + rtt_us) / 4;
+            // Queues and busy machines only ever add: where samples are few, a
+            // shorter one is believed at once, or a moment of load would show
+            // for minutes.
+            let before = if quiet && rtt_us < self.srtt_us { 1 } else { 3 };
+            self.srtt_us = (before * self.srtt_us + (4 - before) * rtt_us) / 4;
         }
     }
 

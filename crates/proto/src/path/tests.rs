@@ -277,6 +277,17 @@ fn idle_links_are_probed_seldom_and_asleep_ones_never() {
 }
 
 #[test]
+fn a_moment_of_load_does_not_show_for_minutes_on_idle_links() {
+    let mut world = World::new(&[(at(DIRECT), Wire { rtt_ms: 200, ..GOOD })]);
+    world.run(5_000);
+    world.wire(at(DIRECT)).rtt_ms = 50;
+    world.pace = Pace::Idle;
+    world.run(45_000);
+    let rtt = world.paths.rtt().unwrap().as_millis();
+    assert!(rtt < 70, "{rtt} ms");
+}
+
+#[test]
 fn a_mapping_that_changes_while_idle_shortens_the_keepalive() {
     let mut path = candidate::Candidate::new(at(DIRECT), Origin::Told);
     let mut seen =

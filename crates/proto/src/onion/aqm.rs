@@ -5,9 +5,9 @@
 //! packets their senders are to be slowed down by, with a mark (RFC 3168) or by
 //! their loss. The law is that of CoDel (RFC 8289) for a queue that stands
 //! somewhere else: its delay is what echoes to the exit take longer than they
-//! could. Invariants: nothing is slowed down while nothing interactive goes on,
-//! nor ever what is interactive itself, or an acknowledgement; no hop is told
-//! anything. Deliberately not here: a queue, pacing, and which hop is slow.
+//! could. Invariants: nothing is slowed down while nothing interactive goes on
+//! beside it, nor ever what is interactive itself, or an acknowledgement; no hop
+//! is told anything. Deliberately not here: a queue, pacing, and which hop is slow.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -19,6 +19,10 @@ use crate::packet::ip::{Ip, PROTO_TCP, Transport};
 const SMALL: usize = 400;
 /// For so long after an interactive packet delay matters, ms.
 const MATTERS_MS: u64 = 3_000;
+/// They have to come for so long while something flows, ms: the few by which a
+/// download is asked for are nobody who waits beside it, and slowed down in its
+/// first seconds it would need many more to find its rate.
+const SERIES_MS: u64 = 1_000;
 /// A standing delay of more than this is too much (target), us: more than the
 /// jitter of busy machines and of radio links, and so much that a sender who
 /// slows down does not leave the link idle for long.
@@ -117,7 +121,10 @@ struct Delay {
 /// See the module's description. Times are ms on the engine's clock.
 #[derive(Debug, Default)]
 pub struct QueueControl {
+    /// The last interactive packet while something flowed, and the first of a
+    /// series without long pauses.
     interactive_ms: AtomicU64,
+    series_ms: AtomicU64,
     flowing: AtomicBool,
     /// Until when the delay is known to be too much; 0 when it is not.
     congested_ms: AtomicU64,
@@ -130,7 +137,22 @@ impl QueueControl {
     /// wanted often.
     pub fn is_needed(&self, now_ms: u64) -> bool {
         let last = self.interactive_ms.load(Ordering::Relaxed);
-        self.flowing.load(Ordering::Relaxed) && last != 0 && now_ms < last + MATTERS_MS
+        self.flowing.load(Ordering::Relaxed)
+            && last != 0
+            && now_ms < last + MATTERS_MS
+            && last >= self.series_ms.load(Ordering::Relaxed) + SERIES_MS
+    }
+
+    /// An interactive packet passes.
+    fn waited_for(&self, now_ms: u64) {
+        let last = self.interactive_ms.load(Ordering::Relaxed);
+        if last == now_ms || !self.flowing.load(Ordering::Relaxed) {
+            return;
+        }
+        if last == 0 || now_ms >= last + MATTERS_MS {
+            self.series_ms.store(now_ms, Ordering::Relaxed);
+        }
+        self.interactive_ms.store(now_ms, Ordering::Relaxed);
     }
 
     /// Takes a round trip to the exit over circuit `serial`, and the bytes of the
@@ -189,9 +211,7 @@ impl QueueControl {
     pub fn slows(&self, toward: Toward, class: Class, now_ms: u64) -> bool {
         match class {
             Class::Interactive => {
-                if self.interactive_ms.load(Ordering::Relaxed) != now_ms {
-                    self.interactive_ms.store(now_ms, Ordering::Relaxed);
-                }
+                self.waited_for(now_ms);
                 false
             }
             Class::Silent => false,
@@ -274,7 +294,7 @@ mod tests {
     impl Flow {
         fn new() -> Self {
             let mut flow = Self { queue: QueueControl::default(), bytes: [0; 2], now_ms: 1_000 };
-            flow.run([100_000, 2_000_000], 40, true, 1_000);
+            flow.run([100_000, 2_000_000], 40, true, 1_500);
             flow
         }
 
@@ -344,6 +364,16 @@ mod tests {
         // Nor for what is no queue: a longer way becomes the usual one.
         flow.run(DOWN, 200, true, 31_000);
         assert!(flow.run(DOWN, 200, true, 5_000).concat().is_empty());
+    }
+
+    #[test]
+    fn asking_for_a_download_is_nobody_who_waits_beside_it() {
+        let mut flow = Flow { queue: QueueControl::default(), bytes: [0; 2], now_ms: 1_000 };
+        flow.run([1_000, 1_000], 40, true, 2_000);
+        flow.run(DOWN, 40, true, 600);
+        assert!(flow.run(DOWN, 200, false, 5_000).concat().is_empty());
+        flow.run(DOWN, 40, true, 1_500);
+        assert!(!flow.run(DOWN, 200, true, 500).concat().is_empty(), "now somebody does");
     }
 
     #[test]

@@ -331,10 +331,10 @@ impl Mesh {
 
     /// Link keys of members whose control connection leads over others.
     pub(super) fn over_others(&self) -> impl Iterator<Item = (NodeId, LinkPublicKey)> + '_ {
-        let detour =
-            |c: &Contact| c.connected && c.remote.is_some_and(|to| mesh_node(to).is_some());
-        let contacts = self.contacts.iter().filter(move |(_, contact)| detour(contact));
-        contacts.filter_map(|(id, _)| Some((*id, self.members.get(id)?.descriptor.body.link_key)))
+        self.members.iter().filter_map(|(id, view)| {
+            self.connected_at(*id).and_then(mesh_node)?;
+            Some((*id, view.descriptor.body.link_key))
+        })
     }
 
     /// A member as an engine peer.

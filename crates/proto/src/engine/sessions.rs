@@ -374,7 +374,8 @@ impl Peer {
             rtt: active.and_then(|active| active.paths.rtt()),
             loss: active.and_then(|active| {
                 // Else from echoes, assuming both ways are alike.
-                let echoes = || active.paths.echo_loss().map(|both| 1.0 - (1.0 - both).sqrt());
+                let echoes =
+                    || active.paths.echo_loss(now_ms).map(|both| 1.0 - (1.0 - both).sqrt());
                 active.rx_loss.loss(now_ms).or_else(echoes)
             }),
             paths: active.map(|active| active.paths.stats(now_ms)).unwrap_or_default(),

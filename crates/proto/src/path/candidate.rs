@@ -236,9 +236,13 @@ impl Candidate {
 
     fn note(&mut self, lost: bool, now_ms: u64) {
         self.history = self.history << 1 | u64::from(lost);
+        self.samples = ((self.samples(now_ms) + 1.0).min(64.0), now_ms);
+    }
+
+    /// How many probes count by now.
+    fn samples(&self, now_ms: u64) -> f64 {
         let (count, at) = self.samples;
-        let kept = count * 0.5f64.powf(now_ms.saturating_sub(at) as f64 / SAMPLES_HALVE_MS);
-        self.samples = ((kept + 1.0).min(64.0), now_ms);
+        count * 0.5f64.powf(now_ms.saturating_sub(at) as f64 / SAMPLES_HALVE_MS)
     }
 
     pub(super) fn answered(
@@ -320,8 +324,8 @@ impl Candidate {
     }
 
     /// Share of probes lost lately; one may always be.
-    pub(super) fn echo_loss(&self) -> Option<f64> {
-        let samples = self.samples.0 as u32;
+    pub(super) fn echo_loss(&self, now_ms: u64) -> Option<f64> {
+        let samples = self.samples(now_ms) as u32;
         if samples < MIN_SAMPLES {
             return None;
         }
@@ -334,14 +338,14 @@ impl Candidate {
     }
 
     /// Probes of it are lost now and then.
-    pub(super) fn lossy(&self) -> bool {
-        self.echo_loss().is_some_and(|loss| loss >= LOSS_FLOOR)
+    pub(super) fn lossy(&self, now_ms: u64) -> bool {
+        self.echo_loss(now_ms).is_some_and(|loss| loss >= LOSS_FLOOR)
     }
 
     /// Of probes, and of data while it was in use.
     pub(super) fn loss(&self, now_ms: u64) -> Option<f64> {
         let remembered = self.data_loss.filter(|(_, until)| now_ms < *until).map(|(loss, _)| loss);
-        match (remembered, self.echo_loss()) {
+        match (remembered, self.echo_loss(now_ms)) {
             (Some(a), Some(b)) => Some(a.max(b)),
             (a, b) => a.or(b),
         }

@@ -390,8 +390,8 @@ impl Paths {
     }
 
     /// Share of echoes lost on the active path, there and back.
-    pub(crate) fn echo_loss(&self) -> Option<f64> {
-        self.current().and_then(|path| path.echo_loss())
+    pub(crate) fn echo_loss(&self, now_ms: u64) -> Option<f64> {
+        self.current().and_then(|path| path.echo_loss(now_ms))
     }
 
     /// What the path to `address` was found to carry, inner bytes.

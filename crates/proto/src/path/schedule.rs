@@ -149,7 +149,9 @@ impl Candidate {
             (Pace::Flowing, _) if failed => WATCHED_MS,
             (Pace::Flowing, 0) => STANDBY_MS[0],
             (Pace::Recent { .. }, 0) if self.detour() => STANDBY_DETOUR_MS,
-            (Pace::Recent { .. }, 0) if failed && self.lossy() => WATCHED_RECENT_MS,
+            (Pace::Recent { .. }, 0) if failed && self.lossy(self.last_sent_ms) => {
+                WATCHED_RECENT_MS
+            }
             (Pace::Recent { .. }, 0) => STANDBY_MS[1],
             (Pace::Idle, _) if self.detour() => u64::MAX,
             (Pace::Idle | Pace::Asleep, 0) => STANDBY_MS[2],

@@ -246,7 +246,7 @@ fn a_relay_that_drops_packets_is_left() -> Result<()> {
     for end in [left, right] {
         mesh.wan.change(middle, end, |link| link.loss = 0.0)?;
     }
-    let back = mesh.wait_path(1, 2, 90 * SECOND, |path| path == "via middle")?;
+    let back = mesh.wait_path(1, 2, 60 * SECOND, |path| path == "via middle")?;
     println!("  taken again after {back:.2?}");
     Ok(())
 }

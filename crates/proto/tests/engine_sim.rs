@@ -221,7 +221,7 @@ fn several_changes_at_once_make_one_handshake() {
 }
 
 #[test]
-fn loss_is_seen_by_the_receiver() {
+fn loss_is_seen_by_who_sends() {
     let mut world = connected(Suite::Aes256Gcm);
     world.weather.loss = 0.05;
     world.weather.jitter = ms(4);
@@ -229,14 +229,37 @@ fn loss_is_seen_by_the_receiver() {
         world.send(0, 1, packet(n, 60));
         world.run(ms(10));
     }
-    let loss = world.stats(1, 0).loss.unwrap();
+    let loss = world.stats(0, 1).loss.unwrap();
     assert!((0.02..0.09).contains(&loss), "{loss}");
     world.weather.loss = 0.0;
     for n in 0..2_000 {
         world.send(0, 1, packet(n, 60));
         world.run(ms(10));
     }
-    assert!(world.stats(1, 0).loss.unwrap() < 0.01);
+    assert!(world.stats(0, 1).loss.unwrap() < 0.01);
+}
+
+#[test]
+fn probes_of_addresses_that_lead_nowhere_are_no_loss() {
+    let mut world = connected(Suite::Aes256Gcm);
+    let dead: Vec<SocketAddr> =
+        (1..=6).map(|n| format!("198.51.100.{n}:1").parse().unwrap()).collect();
+    for (own, other) in [(0, 1), (1, 0)] {
+        let key = world.nodes[other].key;
+        world.with(own, |engine, now, rng| {
+            engine.set_candidates(&key, dead.iter().copied(), now, rng);
+        });
+    }
+    for n in 0..300 {
+        world.send(0, 1, packet(n, 60));
+        world.send(1, 0, packet(n, 60));
+        world.run(ms(100));
+        for (own, other) in [(0, 1), (1, 0)] {
+            let loss = world.stats(own, other).loss;
+            assert!(loss.is_none_or(|loss| loss < 0.001), "{loss:?} after {n}");
+        }
+    }
+    assert_eq!(world.stats(0, 1).loss, Some(0.0));
 }
 
 #[test]

@@ -24,7 +24,6 @@ mod paths;
 mod peer;
 mod relay;
 mod rotation;
-mod rx_loss;
 mod sessions;
 mod timers;
 

@@ -13,7 +13,7 @@ use warren_types::{LinkPublicKey, mesh_node};
 use super::event::{LinkEvent, Now};
 use super::peer::Peer;
 use super::{Core, Engine};
-use crate::link::frame::{ECHO_LEN, Frame};
+use crate::link::frame::{ECHO_LEN, Frame, Tally};
 use crate::path::admissible::{admissible, local};
 use crate::path::{MAX_TOLD, Origin, Pace, PathReason};
 
@@ -189,7 +189,9 @@ impl Peer {
             return Pace::Asleep;
         }
         let last = self.last_data_ms();
-        if last > 0 && now_ms < last + FLOWING_MS {
+        let carried = self.active.as_ref().map_or(0, |active| active.carried_ms);
+        let flowed = last.max(carried);
+        if flowed > 0 && now_ms < flowed + FLOWING_MS {
             Pace::Flowing
         } else if self.measured_lately(now_ms) {
             let started = self.active.as_ref().map_or(0, |active| active.started_ms);
@@ -232,9 +234,9 @@ impl Peer {
 
     fn probe_path(&mut self, core: &mut Core, to: SocketAddr, now: Now, rng: &mut dyn CryptoRng) {
         let (now_ms, now_us) = (core.ms(now.instant), core.us(now.instant));
-        let data = self.link.tx_packets.load(Ordering::Relaxed);
+        let before = self.link.sent();
         let numbers = self.send_echo(core, to, ECHO_LEN as u32, now, rng);
-        self.active().paths.sent(to, numbers, data, now_ms, now_us);
+        self.active().paths.sent(to, numbers, before, now_ms, now_us);
     }
 
     /// Tells the peer our addresses if that is due.
@@ -309,7 +311,7 @@ impl Peer {
         core: &mut Core,
         id: u32,
         token: u64,
-        received: u64,
+        received: Tally,
         observed: Option<SocketAddr>,
         now: Now,
     ) {

@@ -13,7 +13,6 @@ use super::event::{PeerConfig, WakeReason};
 use super::path_mtu::PathMtu;
 use super::paths::Telling;
 use super::rotation::OtherKey;
-use super::rx_loss::RxLoss;
 use crate::link::peer::PeerLink;
 use crate::link::session::{RecvSession, SendSession};
 use crate::noise::message::{INITIATION_LEN, MAC_LEN, RESPONSE_LEN};
@@ -104,6 +103,10 @@ pub(super) struct Active {
     pub(super) owed: Option<u64>,
     /// When the engine last looked at the workers' clocks.
     pub(super) looked_ms: u64,
+    /// Quiet frames counted at a look not long ago, both ways, and when.
+    pub(super) quiet: (u64, u64),
+    /// When so many were last on their way that they are a flow.
+    pub(super) carried_ms: u64,
     /// The renewal just before a session's end was already asked for.
     pub(super) renewed_late: bool,
     /// Last keepalive of our own, which keeps keys fresh like data does.
@@ -112,7 +115,6 @@ pub(super) struct Active {
     pub(super) started_ms: u64,
     pub(super) paths: Paths,
     pub(super) telling: Telling,
-    pub(super) rx_loss: RxLoss,
     pub(super) rtt_reported: bool,
     pub(super) path_mtu: Option<PathMtu>,
     pub(super) echo_id: u32,

@@ -125,7 +125,6 @@ impl Peer {
         active.unanswered = None;
         active.renewed_late = false;
         active.initiations = 0;
-        active.rx_loss.new_session();
         let initiator = session.initiator;
         let first = active.current.is_none();
         if let Some(old) = active.current.replace(session)
@@ -268,7 +267,7 @@ impl Peer {
             // It came through the tunnel itself.
             return;
         }
-        let received = self.link.rx_data.load(Ordering::Relaxed);
+        let received = self.link.received();
         let observed = admissible(from, &core.overlay);
         let reply = Frame::EchoReply { id, token, received, observed };
         self.seal_to(core, from, &reply.encode(0), true, now_ms);
@@ -376,7 +375,7 @@ impl Peer {
                 // Else from echoes, assuming both ways are alike.
                 let echoes =
                     || active.paths.echo_loss(now_ms).map(|both| 1.0 - (1.0 - both).sqrt());
-                active.rx_loss.loss(now_ms).or_else(echoes)
+                active.paths.data_loss(now_ms).or_else(echoes)
             }),
             paths: active.map(|active| active.paths.stats(now_ms)).unwrap_or_default(),
             path_mtu: self.link.path_mtu.load(Ordering::Relaxed),

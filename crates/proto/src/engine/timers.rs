@@ -50,6 +50,10 @@ const MEASURE_MS: u64 = 60_000;
 /// all links' at the same time, to wake seldom).
 const LOOK_ACTIVE_MS: u64 = 1_000;
 const LOOK_IDLE_MS: u64 = 2_000;
+/// So many quiet relay frames a second, over this time, are more than others'
+/// probes: somebody's small packets.
+const QUIET_FLOW: u64 = 25;
+const QUIET_LOOK_MS: u64 = 1_000;
 /// Between tries of one probed size at least; at most what three round trips take.
 const PROBE_GAP_MS: u64 = 250;
 
@@ -111,14 +115,16 @@ impl Peer {
             active.owed = Some(data_rx.min(active.looked_ms.max(tx + 1)));
         }
         active.looked_ms = now_ms;
+        let quiet = self.link.sent().quiet + self.link.received().quiet;
+        let (before, at) = active.quiet;
+        if now_ms >= at + QUIET_LOOK_MS {
+            if (quiet - before) * 1000 >= QUIET_FLOW * (now_ms - at) {
+                active.carried_ms = now_ms;
+            }
+            active.quiet = (quiet, now_ms);
+        }
         if self.unreachable.is_some_and(|since| rx > since) {
             self.unreachable = None;
-        }
-        if self.config.is_warren
-            && let Some(current) = &active.current
-            && let Ok(window) = current.receive.replay.try_lock()
-        {
-            active.rx_loss.note_progress(window.progress(), now_ms);
         }
     }
 

@@ -158,7 +158,7 @@ fn a_super_packet_arrives_as_one() {
                     a.peer.tx_bytes.load(Ordering::Relaxed),
                     b.peer.rx_bytes.load(Ordering::Relaxed)
                 );
-                assert_eq!(b.peer.rx_packets.load(Ordering::Relaxed), 45);
+                assert_eq!(b.peer.rx_data.load(Ordering::Relaxed), 45);
                 assert_eq!(b.peer.last_data_rx_ms.load(Ordering::Relaxed), 5);
             }
         }

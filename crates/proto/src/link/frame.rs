@@ -33,14 +33,40 @@ pub fn is_frame(payload: &[u8]) -> bool {
     payload.first().is_some_and(|first| *first < 0x10)
 }
 
-/// True when an inner payload counts as data: IP packets, cells, and what is
-/// relayed and was counted where it was sent.
-pub fn is_data(payload: &[u8]) -> bool {
-    payload.first().is_some_and(|first| {
-        *first >= 0x10
-            || crate::onion::cell::is_cell(payload)
-            || (*first == RELAY && super::relay::traffic(payload.len()).is_some())
-    })
+/// Messages of a link counted at one end, since some start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tally {
+    /// IP packets, cells, and relay frames that are traffic of the link.
+    pub data: u64,
+    /// Smaller relay frames; 48 bits on the wire.
+    pub quiet: u64,
+}
+
+impl Tally {
+    /// What an inner payload counts as; nothing for link frames.
+    pub fn of(payload: &[u8]) -> Self {
+        let is = |yes: bool| Self { data: u64::from(yes), quiet: 0 };
+        match payload.first() {
+            Some(&RELAY) if super::relay::traffic(payload.len()).is_none() => {
+                Self { data: 0, quiet: 1 }
+            }
+            Some(&RELAY) => is(true),
+            Some(first) => is(*first >= 0x10 || crate::onion::cell::is_cell(payload)),
+            None => is(false),
+        }
+    }
+
+    /// All together.
+    pub fn all(self) -> u64 {
+        self.data.saturating_add(self.quiet)
+    }
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.data += other.data;
+        self.quiet += other.quiet;
+    }
 }
 
 /// A link frame.
@@ -59,9 +85,8 @@ pub enum Frame {
         id: u32,
         /// As in the request.
         token: u64,
-        /// Data packets ([`is_data`]) received from the asking node since some
-        /// start, over all paths.
-        received: u64,
+        /// Received from the asking node, over all paths.
+        received: Tally,
         /// Where the request came from; `None` when that is no socket address.
         observed: Option<SocketAddr>,
     },
@@ -113,10 +138,15 @@ impl Frame {
             let zero = head[16..].iter().all(|b| *b == 0);
             return zero.then_some(Self::EchoRequest { id, token });
         }
-        if !padding.is_empty() || head[42..] != [0; 6] {
+        if !padding.is_empty() {
             return None;
         }
-        let received = u64::from_le_bytes(head[16..24].try_into().ok()?);
+        let mut quiet = [0; 8];
+        quiet[..6].copy_from_slice(&head[42..]);
+        let received = Tally {
+            data: u64::from_le_bytes(head[16..24].try_into().ok()?),
+            quiet: u64::from_le_bytes(quiet),
+        };
         let address: &[u8; ADDRESS_LEN] = head[24..42].try_into().ok()?;
         let observed = (*address != [0; ADDRESS_LEN]).then(|| read_address(address));
         Some(Self::EchoReply { id, token, received, observed })
@@ -148,7 +178,8 @@ impl Frame {
             Self::EchoReply { id, token, received, observed } => {
                 let mut out = vec![0; ECHO_LEN];
                 write_echo(&mut out, REPLY, *id, *token);
-                out[16..24].copy_from_slice(&received.to_le_bytes());
+                out[16..24].copy_from_slice(&received.data.to_le_bytes());
+                out[42..].copy_from_slice(&received.quiet.to_le_bytes()[..6]);
                 if let Some(observed) = observed {
                     out[24..42].copy_from_slice(&write_address(*observed));
                 }
@@ -181,7 +212,7 @@ mod tests {
         for size in [0, 48, 49, 1420] {
             let wire = request.encode(size);
             assert_eq!(wire.len(), size.max(ECHO_LEN));
-            assert!(is_frame(&wire) && !is_data(&wire));
+            assert!(is_frame(&wire) && Tally::of(&wire).all() == 0);
             assert_eq!(Frame::parse(&wire), Some(request.clone()));
         }
         let wire = request.encode(52);
@@ -193,16 +224,22 @@ mod tests {
         assert_eq!(Frame::parse(&wire[..47]), None);
         for observed in [None, Some("192.0.2.7:9"), Some("[2001:db8::7]:51820")] {
             let observed = observed.map(|text| text.parse().unwrap());
-            let reply = Frame::EchoReply { id: 8, token: 9, received: 1 << 40, observed };
+            let reply = Frame::EchoReply {
+                id: 8,
+                token: 9,
+                received: Tally { data: 1 << 40, quiet: 3 << 40 },
+                observed,
+            };
             let mut wire = reply.encode(1420);
             assert_eq!(wire.len(), ECHO_LEN);
             assert_eq!(Frame::parse(&wire), Some(reply));
             wire.push(0);
             assert_eq!(Frame::parse(&wire), None);
         }
-        assert!(!is_frame(&[]) && !is_data(&[]));
-        assert!(!is_frame(&[0x45]) && is_data(&[0x45]));
-        assert!(is_data(&[3; 257]) && !is_data(&[3; 256]), "probes of others are not data");
+        assert!(!is_frame(&[]) && Tally::of(&[]).all() == 0);
+        assert!(!is_frame(&[0x45]) && Tally::of(&[0x45]) == Tally { data: 1, quiet: 0 });
+        assert_eq!(Tally::of(&[RELAY; 257]), Tally { data: 1, quiet: 0 });
+        assert_eq!(Tally::of(&[RELAY; 256]), Tally { data: 0, quiet: 1 }, "probes of others");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use warren_types::{LinkPublicKey, Suite};
 
+use super::frame::Tally;
 use super::relay::RelayRoute;
 use super::session::SendSession;
 
@@ -40,17 +41,20 @@ pub struct PeerLink {
     /// A worker asked the engine for a handshake and it has not answered yet;
     /// keeps the queue free of repeats. The engine clears it.
     pub handshake_wanted: AtomicBool,
-    /// Bytes and packets of inner packets, both ways.
+    /// Bytes of inner packets, both ways.
     pub tx_bytes: AtomicU64,
     /// See `tx_bytes`.
     pub rx_bytes: AtomicU64,
-    /// See `tx_bytes`.
-    pub tx_packets: AtomicU64,
-    /// See `tx_bytes`.
-    pub rx_packets: AtomicU64,
-    /// Data packets that authenticated (see [`super::frame::is_data`]), also
-    /// ones refused afterwards: told to the peer, which counts what it sent.
+    /// Data packets sent (see [`Tally`]): what the peer says it has received is
+    /// compared with it.
+    pub tx_data: AtomicU64,
+    /// See `tx_data`.
+    pub tx_quiet: AtomicU64,
+    /// Data packets that authenticated, also ones refused afterwards: told to
+    /// the peer.
     pub rx_data: AtomicU64,
+    /// See `rx_data`.
+    pub rx_quiet: AtomicU64,
     /// Last inner packet (not keepalive) sent, ms on the engine's clock; 0 never.
     pub last_data_tx_ms: AtomicU64,
     /// Last inner packet (not keepalive) received and authenticated.
@@ -82,9 +86,10 @@ impl PeerLink {
             handshake_wanted: AtomicBool::new(false),
             tx_bytes: AtomicU64::new(0),
             rx_bytes: AtomicU64::new(0),
-            tx_packets: AtomicU64::new(0),
-            rx_packets: AtomicU64::new(0),
+            tx_data: AtomicU64::new(0),
+            tx_quiet: AtomicU64::new(0),
             rx_data: AtomicU64::new(0),
+            rx_quiet: AtomicU64::new(0),
             last_data_tx_ms: AtomicU64::new(0),
             last_data_rx_ms: AtomicU64::new(0),
             last_rx_ms: AtomicU64::new(0),
@@ -111,15 +116,35 @@ impl PeerLink {
 
     /// Adds a sent batch to the counters.
     pub fn note_sent(&self, packets: u64, bytes: u64, now_ms: u64) {
-        self.tx_packets.fetch_add(packets, Ordering::Relaxed);
+        self.tx_data.fetch_add(packets, Ordering::Relaxed);
         self.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.last_data_tx_ms.store(now_ms, Ordering::Relaxed);
         self.last_tx_ms.store(now_ms, Ordering::Relaxed);
     }
 
+    /// What was sent.
+    pub fn sent(&self) -> Tally {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Tally { data: count(&self.tx_data), quiet: count(&self.tx_quiet) }
+    }
+
+    /// What was received.
+    pub fn received(&self) -> Tally {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Tally { data: count(&self.rx_data), quiet: count(&self.rx_quiet) }
+    }
+
+    /// Adds what authenticated.
+    pub fn note_tally(&self, tally: Tally) {
+        for (counter, n) in [(&self.rx_data, tally.data), (&self.rx_quiet, tally.quiet)] {
+            if n > 0 {
+                counter.fetch_add(n, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// Adds a received batch to the counters.
-    pub fn note_received(&self, packets: u64, bytes: u64, now_ms: u64) {
-        self.rx_packets.fetch_add(packets, Ordering::Relaxed);
+    pub fn note_received(&self, bytes: u64, now_ms: u64) {
         self.rx_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.last_data_rx_ms.store(now_ms, Ordering::Relaxed);
         self.last_rx_ms.store(now_ms, Ordering::Relaxed);

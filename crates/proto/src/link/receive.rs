@@ -16,7 +16,7 @@ use warren_types::{DropReason, mesh_address, mesh_node};
 
 use super::cells::{Around, CellReader};
 use super::event::{Outputs, ToEngine};
-use super::frame::is_data;
+use super::frame::Tally;
 use super::outbound::{Fate, Outbound, REJECT_AFTER_MS, single};
 use super::peer::PeerLink;
 use super::relay::{self, RelayFrame, Via};
@@ -249,7 +249,7 @@ impl Receiver {
             return io.dropped(DropReason::RelayForged, 1);
         }
         let expired = arrival.now_ms.saturating_sub(session.created_ms) >= REJECT_AFTER_MS;
-        let (mut opened, mut packets, mut bytes, mut data) = (0u64, 0u64, 0u64, 0u64);
+        let (mut opened, mut bytes, mut tally) = (0u64, 0u64, Tally::default());
         let mut window = session.replay.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let (mut header, mut datagram) = (first, first_datagram);
         loop {
@@ -281,7 +281,7 @@ impl Receiver {
                     } else {
                         window.accept(header.counter);
                         opened += 1;
-                        data += u64::from(is_data(slot));
+                        tally += Tally::of(slot);
                         let partial = header.flags & FLAG_CHECKSUM_PARTIAL != 0;
                         let size = if aside {
                             self.opened_aside(io, &peer, arrival, len, partial)
@@ -289,7 +289,6 @@ impl Receiver {
                             self.opened(io, &peer, arrival, len, partial)
                         };
                         if let Some(size) = size {
-                            packets += 1;
                             bytes += size as u64;
                         }
                     }
@@ -309,12 +308,10 @@ impl Receiver {
             return;
         }
         peer.last_rx_ms.store(arrival.now_ms, Ordering::Relaxed);
-        if packets > 0 {
-            peer.note_received(packets, bytes, arrival.now_ms);
+        if bytes > 0 {
+            peer.note_received(bytes, arrival.now_ms);
         }
-        if data > 0 {
-            peer.rx_data.fetch_add(data, Ordering::Relaxed);
-        }
+        peer.note_tally(tally);
         if !session.confirmed.swap(true, Ordering::AcqRel) {
             io.engine(ToEngine::Confirmed { session: session.clone() });
         }

@@ -83,11 +83,13 @@ pub(super) fn traffic(len: usize) -> Option<usize> {
     (len > QUIET_FRAME).then_some(len)
 }
 
-/// `len` bytes for or of others went out on `hop`.
-pub(super) fn note_sent(hop: &PeerLink, packets: usize, len: u64, now_ms: u64) {
-    if len > QUIET_FRAME as u64 {
-        hop.note_sent(packets as u64, len, now_ms);
+/// Frames of `len` bytes together, for or of others, went out on `hop`. Quiet
+/// ones are no traffic, but what is lost of them counts.
+pub(super) fn note_sent(hop: &PeerLink, frames: usize, len: u64, now_ms: u64) {
+    if len > (QUIET_FRAME * frames) as u64 {
+        hop.note_sent(frames as u64, len, now_ms);
     } else {
+        hop.tx_quiet.fetch_add(frames as u64, Ordering::Relaxed);
         hop.last_tx_ms.store(now_ms, Ordering::Relaxed);
     }
 }

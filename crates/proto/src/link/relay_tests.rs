@@ -200,7 +200,7 @@ fn a_super_packet_stays_one_train_over_one_to_four_relays() {
         assert_eq!(out.sent.len(), 1, "one send for one super-packet: {out:?}");
         for i in 1..n - 1 {
             let hop = row.nodes[i].links[i + 1].clone();
-            assert_eq!(hop.tx_packets.load(Ordering::Relaxed), 0);
+            assert_eq!(hop.tx_data.load(Ordering::Relaxed), 0);
         }
         let io = row.carry(out, n - 1);
         assert_eq!(io.drops, []);
@@ -212,7 +212,7 @@ fn a_super_packet_stays_one_train_over_one_to_four_relays() {
         assert_eq!(back.relays(), expected);
         for i in 1..n - 1 {
             assert_eq!(row.nodes[i].tables.relayed.get().0, 32);
-            assert_eq!(row.nodes[i].links[i + 1].tx_packets.load(Ordering::Relaxed), 32);
+            assert_eq!(row.nodes[i].links[i + 1].tx_data.load(Ordering::Relaxed), 32);
         }
     }
 }
@@ -427,7 +427,7 @@ fn without_a_way_packets_are_answered_and_counted() {
     assert_eq!(out.drops, [(DropReason::RelayNoRoute, 1)]);
     assert_eq!(&out.frames[0][VNET_LEN + 20..VNET_LEN + 22], &[3, 1], "host unreachable");
     // Not while it was heard a moment ago: another way is being found.
-    row.nodes[0].links[2].note_received(1, 60, 4);
+    row.nodes[0].links[2].note_received(60, 4);
     let out = row.transmit(0, Vnet::default(), &tcp_packet(false, 1, 0x10, b"x", 0));
     assert_eq!(out.drops, [(DropReason::RelayNoRoute, 1)]);
     assert!(out.frames.is_empty(), "{out:?}");

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::schedule::{KEEPALIVE_LEAST_MS, KEEPALIVE_MS};
 use super::{Origin, PathKind, PathState, PathStats};
+use crate::link::frame::Tally;
 
 /// Probes remembered, answered or not.
 const MAX_PROBES: usize = 8;
@@ -58,8 +59,8 @@ struct Probe {
     token: u64,
     sent_ms: u64,
     sent_us: u64,
-    /// Data packets sent to the peer before it.
-    data: u64,
+    /// What was sent to the peer before it.
+    before: Tally,
     lost: bool,
 }
 
@@ -74,8 +75,8 @@ pub(crate) struct Answer {
     pub(crate) active: bool,
     /// Our address as seen by the peer, when that is news.
     pub(crate) observed: Option<SocketAddr>,
-    /// Data packets sent to the peer before the probe.
-    pub(crate) data_sent: u64,
+    /// What was sent to the peer before the probe.
+    pub(crate) sent: Tally,
 }
 
 /// See the module's description.
@@ -186,7 +187,7 @@ impl Candidate {
     }
 
     /// A probe went out.
-    pub(super) fn sent(&mut self, id: u32, token: u64, data: u64, now_ms: u64, now_us: u64) {
+    pub(super) fn sent(&mut self, id: u32, token: u64, before: Tally, now_ms: u64, now_us: u64) {
         self.due_ms = None;
         self.last_sent_ms = now_ms;
         self.phase = match self.phase {
@@ -198,7 +199,14 @@ impl Candidate {
         if self.probes.len() >= MAX_PROBES {
             self.probes.remove(0);
         }
-        self.probes.push(Probe { id, token, sent_ms: now_ms, sent_us: now_us, data, lost: false });
+        self.probes.push(Probe {
+            id,
+            token,
+            sent_ms: now_ms,
+            sent_us: now_us,
+            before,
+            lost: false,
+        });
     }
 
     /// When the next unanswered probe will count as lost.
@@ -256,7 +264,10 @@ impl Candidate {
         let probe = self.probes.remove(at);
         let rtt_us = now_us.saturating_sub(probe.sent_us).max(1);
         self.proven(Some(rtt_us), now_ms);
-        if !probe.lost {
+        if probe.lost {
+            // Late, as on a busy machine, is not lost: the last one noted is taken back.
+            self.history &= self.history.wrapping_sub(1);
+        } else {
             self.note(false, now_ms);
         }
         Some(Answer {
@@ -264,7 +275,7 @@ impl Candidate {
             rtt: Duration::from_micros(rtt_us),
             active: false,
             observed: None,
-            data_sent: probe.data,
+            sent: probe.before,
         })
     }
 

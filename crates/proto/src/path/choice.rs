@@ -47,7 +47,7 @@ impl Paths {
             let count = if now_ms < last + UNREST_MS { count + 1 } else { 1 };
             self.unrest = (count, now_ms);
         }
-        let loss = self.progress.loss();
+        let loss = self.progress.loss(now_ms);
         if let Some(old) = from.and_then(|from| self.find(from))
             && reason.is_failure()
         {
@@ -116,7 +116,7 @@ impl Paths {
     /// A change for the better.
     fn improve(&mut self, now_ms: u64) -> Option<(SocketAddr, PathReason)> {
         let active = self.current()?;
-        let loss = match (self.progress.loss(), active.loss(now_ms)) {
+        let loss = match (self.progress.loss(now_ms), active.loss(now_ms)) {
             // Probes are lost on the way back as well, and are few.
             (Some(data), echoes) => data.max(echoes.unwrap_or(0.0) / 2.0),
             (None, echoes) => echoes.unwrap_or(0.0),

@@ -35,6 +35,8 @@ use schedule::Budget;
 pub(crate) use schedule::Pace;
 use warren_types::mesh_node;
 
+use crate::link::frame::Tally;
+
 /// Addresses a peer may tell of itself; more are ignored.
 pub const MAX_TOLD: usize = 16;
 /// Paths kept for one peer, from all sources.
@@ -364,7 +366,7 @@ impl Paths {
         &mut self,
         id: u32,
         token: u64,
-        received: u64,
+        received: Tally,
         observed: Option<SocketAddr>,
         now_ms: u64,
         now_us: u64,
@@ -379,7 +381,7 @@ impl Paths {
         }
         if active == Some(path.address) {
             answer.active = true;
-            self.progress.note(answer.data_sent, received, now_ms);
+            self.progress.note(answer.sent, received, now_ms);
         }
         Some(answer)
     }
@@ -387,6 +389,11 @@ impl Paths {
     /// Smoothed round trip of the active path.
     pub(crate) fn rtt(&self) -> Option<Duration> {
         self.current().and_then(Candidate::rtt)
+    }
+
+    /// Share of our data lost on the active path, if enough flows to know.
+    pub(crate) fn data_loss(&self, now_ms: u64) -> Option<f64> {
+        self.progress.loss(now_ms)
     }
 
     /// Share of echoes lost on the active path, there and back.
@@ -427,7 +434,7 @@ impl Paths {
             .iter()
             .map(|path| {
                 let active = Some(path.address) == self.active;
-                let data_loss = if active { self.progress.loss() } else { None };
+                let data_loss = if active { self.progress.loss(now_ms) } else { None };
                 PathStats {
                     active,
                     loss: data_loss.or_else(|| path.loss(now_ms)),

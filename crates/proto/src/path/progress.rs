@@ -1,6 +1,10 @@
 //! Whether data arrives over the path in use: the peer's answers say how many
 //! data packets it has received, and each probe remembers how many we had sent.
-//! A path may answer every probe and still lose data (a filter, a broken relay).
+//! A path may answer every probe and still lose data (a filter, a broken relay):
+//! that traffic arrives is seen from packets of traffic alone, since small frames
+//! may pass where they do not; the share that is lost, from all.
+
+use crate::link::frame::Tally;
 
 /// Packets sent without any arriving that count as a sign.
 const SIGN: u64 = 3;
@@ -10,8 +14,15 @@ const PROOF_MS: u64 = 400;
 /// A figure for loss takes this long and this many packets…
 const WINDOW_MS: u64 = 500;
 const WINDOW: u64 = 25;
-/// …and counts this much against those before.
-const WEIGHT: f64 = 0.4;
+/// …and, if a single packet is missing, so many,
+const LONE_WINDOW: u64 = 50;
+/// or this time, after which it does not count: one may always be lost.
+const LONE_MS: u64 = 5_000;
+/// It counts at least this much against those before,
+const LEAST_WEIGHT: f64 = 0.4;
+/// which count half after this time: where little is sent, windows are long, and
+/// a moment of loss must not be remembered for many of them.
+const HALF_LIFE_MS: f64 = 4_000.0;
 /// Figures older than this are of another time.
 const KEEP_MS: u64 = 10_000;
 
@@ -37,11 +48,13 @@ impl Progress {
         *self = Self::default();
     }
 
-    /// The answer to a probe that went out after `sent` data packets says that
-    /// `received` arrived.
-    pub(super) fn note(&mut self, sent: u64, received: u64, now_ms: u64) {
+    /// The answer to a probe that went out after `sent` says that `received`
+    /// arrived.
+    pub(super) fn note(&mut self, sent: Tally, received: Tally, now_ms: u64) {
+        self.measure(sent.all(), received.all(), now_ms);
+        let (sent, received) = (sent.data, received.data);
         match self.last {
-            Some((before, _)) if sent < before => return,
+            Some((before, _)) if sent < before => {}
             Some((before, count)) if received == count => {
                 if sent >= before + SIGN {
                     if self.stalled == 0 {
@@ -55,7 +68,6 @@ impl Progress {
                 self.stalled = 0;
             }
         }
-        self.measure(sent, received, now_ms);
     }
 
     fn measure(&mut self, sent: u64, received: u64, now_ms: u64) {
@@ -73,9 +85,18 @@ impl Progress {
             }
             return;
         }
-        let share = 1.0 - (received - received0) as f64 / packets as f64;
+        let mut arrived = received - received0;
+        if arrived + 1 == packets && packets < LONE_WINDOW {
+            if now_ms < at + LONE_MS {
+                return;
+            }
+            arrived = packets;
+        }
+        let share = 1.0 - arrived as f64 / packets as f64;
+        let passed = now_ms.saturating_sub(at) as f64 / HALF_LIFE_MS;
+        let weight = (1.0 - (-passed).exp2()).max(LEAST_WEIGHT);
         let before = self.smoothed[1].unwrap_or(0.0);
-        self.smoothed = [self.smoothed[1], Some(before + (share - before) * WEIGHT)];
+        self.smoothed = [self.smoothed[1], Some(before + (share - before) * weight)];
         self.sampled_ms = now_ms;
         self.window = Some((sent, received, now_ms));
     }
@@ -87,9 +108,11 @@ impl Progress {
 
     /// Share of our data that does not arrive, when enough flows to know: the
     /// lesser of the last two figures.
-    pub(super) fn loss(&self) -> Option<f64> {
+    pub(super) fn loss(&self, now_ms: u64) -> Option<f64> {
         match self.smoothed {
-            [Some(a), Some(b)] => Some(a.min(b).clamp(0.0, 1.0)),
+            [Some(a), Some(b)] if now_ms <= self.sampled_ms + KEEP_MS => {
+                Some(a.min(b).clamp(0.0, 1.0))
+            }
             _ => None,
         }
     }
@@ -99,29 +122,34 @@ impl Progress {
 mod tests {
     use super::*;
 
+    fn note(progress: &mut Progress, sent: u64, received: u64, now_ms: u64) {
+        let tally = |data| Tally { data, quiet: 0 };
+        progress.note(tally(sent), tally(received), now_ms);
+    }
+
     #[test]
     fn data_that_stops_arriving_is_noticed_and_a_pause_is_not() {
         let mut progress = Progress::default();
         let mut now = 0;
         for n in 0..10 {
             now += 200;
-            progress.note(n * 10, n * 10, now);
+            note(&mut progress, n * 10, n * 10, now);
         }
         for _ in 0..50 {
             now += 200;
-            progress.note(90, 90, now);
+            note(&mut progress, 90, 90, now);
             assert!(!progress.stopped(now), "nothing was sent");
         }
         let start = now;
         for n in 1.. {
             now += 200;
-            progress.note(90 + n * 10, 90, now);
+            note(&mut progress, 90 + n * 10, 90, now);
             if progress.stopped(now) {
                 break;
             }
         }
         assert!((400..=800).contains(&(now - start)), "{}", now - start);
-        progress.note(900, 91, now + 200);
+        note(&mut progress, 900, 91, now + 200);
         assert!(!progress.stopped(now + 200));
     }
 
@@ -132,25 +160,54 @@ mod tests {
         for n in 0..=20u64 {
             now += 500;
             // Every other time 60 packets are sealed but not yet sent.
-            progress.note(n * 300 + if n % 4 < 2 { 60 } else { 0 }, n * 300, now);
+            note(&mut progress, n * 300 + if n % 4 < 2 { 60 } else { 0 }, n * 300, now);
         }
-        assert!(progress.loss().unwrap() < 0.01, "{:?}", progress.loss());
+        assert!(progress.loss(now).unwrap() < 0.01, "{:?}", progress.loss(now));
         let mut progress = Progress::default();
         for n in 0..=20u64 {
             now += 500;
-            progress.note(n * 200, n * 190, now);
+            note(&mut progress, n * 200, n * 190, now);
         }
-        assert!((0.045..0.055).contains(&progress.loss().unwrap()));
+        assert!((0.045..0.055).contains(&progress.loss(now).unwrap()));
+    }
+
+    #[test]
+    fn a_moment_of_loss_is_soon_forgotten_by_quiet_links() {
+        let mut progress = Progress::default();
+        let (mut now, mut sent, mut lost) = (0, 0, 0);
+        // Three packets a second, of which some are lost for a while.
+        for second in 0..60u64 {
+            (now, sent) = (now + 1000, sent + 3);
+            lost += u64::from(second < 20);
+            note(&mut progress, sent, sent - lost, now);
+            if second == 20 {
+                assert!(progress.loss(now).unwrap() > 0.1, "{progress:?}");
+            }
+        }
+        assert!(progress.loss(now).unwrap() < 0.01, "{progress:?}");
+        assert_eq!(progress.loss(now + 11_000), None, "of another time");
+    }
+
+    #[test]
+    fn a_single_packet_may_always_be_lost() {
+        let mut progress = Progress::default();
+        let (mut sent, mut lost) = (0, 0);
+        for n in 1..=40u64 {
+            // Sixty a second: there is time to see a second one.
+            (sent, lost) = (sent + 30, lost + u64::from(n % 10 == 0));
+            note(&mut progress, sent, sent - lost, n * 500);
+            assert!(progress.loss(n * 500).is_none_or(|loss| loss < 0.01), "{progress:?}");
+        }
     }
 
     #[test]
     fn a_counter_that_starts_anew_is_no_loss() {
         let mut progress = Progress::default();
-        progress.note(1000, 1000, 1);
+        note(&mut progress, 1000, 1000, 1);
         for n in 0..10 {
-            progress.note(1000 + n * 100, n * 100, 200 * n);
+            note(&mut progress, 1000 + n * 100, n * 100, 200 * n);
             assert!(!progress.stopped(200 * n));
         }
-        assert!(progress.loss().is_none_or(|loss| loss < 0.01));
+        assert!(progress.loss(2000).is_none_or(|loss| loss < 0.01));
     }
 }

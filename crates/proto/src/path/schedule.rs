@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 
 use super::candidate::{Candidate, DEAD_AFTER, Phase};
 use super::{PathReason, Paths};
+use crate::link::frame::Tally;
 
 /// Between probes of the path in use while packets flow.
 const ACTIVE_MS: u64 = 200;
@@ -200,12 +201,12 @@ impl Paths {
         self.list.iter().find(due).map(|path| path.address)
     }
 
-    /// A probe went to `to`; `data` packets were sent to the peer before it.
+    /// A probe went to `to`; `before` it this was sent to the peer.
     pub(crate) fn sent(
         &mut self,
         to: SocketAddr,
         (id, token): (u32, u64),
-        data: u64,
+        before: Tally,
         now_ms: u64,
         now_us: u64,
     ) {
@@ -217,7 +218,7 @@ impl Paths {
         if path.unproven() && active != Some(to) {
             self.budget.take(now_ms);
         }
-        path.sent(id, token, data, now_ms, now_us);
+        path.sent(id, token, before, now_ms, now_us);
     }
 
     /// Counts what stayed unanswered. At the first miss of the path in use all

@@ -10,6 +10,10 @@ use super::schedule::Budget;
 use super::*;
 use crate::path::choice::Change;
 
+fn data(data: u64) -> Tally {
+    Tally { data, quiet: 0 }
+}
+
 const DIRECT: &str = "192.0.2.1:51820";
 const OTHER: &str = "[2001:db8::1]:51820";
 
@@ -88,7 +92,7 @@ impl World {
             }
             let due: Vec<_> = self.answers.extract_if(.., |(when, ..)| *when <= now).collect();
             for (_, (id, token), _) in due {
-                self.paths.answered(id, token, self.received, None, now, now * 1000);
+                self.paths.answered(id, token, data(self.received), None, now, now * 1000);
             }
             self.paths.check(now);
             if let Some(change) = self.paths.choose(now, now) {
@@ -97,7 +101,7 @@ impl World {
             while let Some(to) = self.paths.due(self.pace, now) {
                 self.ids += 1;
                 let numbers = (self.ids, u64::from(self.ids) << 32);
-                self.paths.sent(to, numbers, self.sent, now, now * 1000);
+                self.paths.sent(to, numbers, data(self.sent), now, now * 1000);
                 let probes = self.probes.entry(to).or_default();
                 *probes += 1;
                 let probes = *probes;
@@ -227,6 +231,31 @@ fn a_path_that_lost_packets_is_taken_again_when_it_does_not() {
 }
 
 #[test]
+fn what_comes_late_is_not_lost() {
+    let mut path = Candidate::new(at(DIRECT), Origin::Told);
+    let mut now = 0;
+    for id in 0..60 {
+        let late = id >= 10 && id % 4 == 0;
+        path.sent(id, 7, data(0), now, now * 1000);
+        if late {
+            path.check(now + path.timeout_ms());
+        }
+        let delay = if late { path.timeout_ms() + 100 } else { 20 };
+        path.answered(id, 7, now + delay, (now + delay) * 1000).unwrap();
+        now += 1000;
+    }
+    assert_eq!(path.echo_loss(now), Some(0.0));
+    for id in 60..80 {
+        path.sent(id, 7, data(0), now, now * 1000);
+        now += 2000;
+        path.check(now);
+        path.sent(id, 8, data(0), now, now * 1000);
+        path.answered(id, 8, now + 20, (now + 20) * 1000).unwrap();
+    }
+    assert!(path.echo_loss(now).unwrap() > 0.2, "{path:?}");
+}
+
+#[test]
 fn small_differences_do_not_move_traffic() {
     let mut world = World::new(&[
         (at(DIRECT), Wire { rtt_ms: 12, ..GOOD }),
@@ -341,13 +370,13 @@ fn an_answer_needs_the_token_of_its_probe() {
     let mut paths = Paths::default();
     paths.force(relay(), 1);
     paths.set(Origin::Told, [at(DIRECT)]);
-    paths.sent(at(DIRECT), (1, 77), 0, 10, 10_000);
-    paths.sent(relay(), (2, 78), 0, 10, 10_000);
+    paths.sent(at(DIRECT), (1, 77), data(0), 10, 10_000);
+    paths.sent(relay(), (2, 78), data(0), 10, 10_000);
     for (id, token) in [(1, 78), (2, 77), (3, 77), (1, 0)] {
-        assert!(paths.answered(id, token, 0, None, 20, 20_000).is_none());
+        assert!(paths.answered(id, token, data(0), None, 20, 20_000).is_none());
     }
-    assert_eq!(paths.answered(1, 77, 0, None, 20, 20_000).unwrap().path, at(DIRECT));
-    assert!(paths.answered(1, 77, 0, None, 20, 20_000).is_none(), "once");
+    assert_eq!(paths.answered(1, 77, data(0), None, 20, 20_000).unwrap().path, at(DIRECT));
+    assert!(paths.answered(1, 77, data(0), None, 20, 20_000).is_none(), "once");
 }
 
 #[derive(Debug, Clone)]
@@ -412,7 +441,7 @@ proptest! {
                 }
                 Step::Answer(id, token, received) => {
                     let (now, us) = (world.now, world.now * 1000);
-                    world.paths.answered(id % 1_000, token, received, Some(address(9)), now, us);
+                    world.paths.answered(id % 1_000, token, data(received), Some(address(9)), now, us);
                 }
                 Step::Pace(n) => {
                     world.pace =

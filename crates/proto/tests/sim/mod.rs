@@ -17,7 +17,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use warren_proto::engine::{Engine, EngineConfig, LinkEvent, Now, PeerConfig, PeerStats, Transmit};
-use warren_proto::link::frame::{is_data, is_frame};
+use warren_proto::link::frame::{Tally, is_frame};
 use warren_proto::link::peer::PeerLink;
 use warren_proto::link::session::{HEADER_LEN, Header, OVERHEAD};
 use warren_proto::link::tables::Tables;
@@ -359,9 +359,7 @@ impl World {
         if !session.confirmed.swap(true, Ordering::Relaxed) {
             self.with(i, |engine, now, rng| engine.handle_confirmed(&session, now, rng));
         }
-        if is_data(&plain) {
-            link.rx_data.fetch_add(1, Ordering::Relaxed);
-        }
+        link.note_tally(Tally::of(&plain));
         if link.heard_from(datagram.from) {
             let to = datagram.from;
             self.with(i, |engine, now, rng| engine.handle_roamed(&link, to, now, rng));
@@ -376,7 +374,7 @@ impl World {
             });
             return;
         }
-        link.note_received(1, plain.len() as u64, now_ms);
+        link.note_received(plain.len() as u64, now_ms);
         self.nodes[i].inbox.push(plain);
     }
 

@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use warren_control::address::is_underlay;
 use warren_control::descriptor::DescriptorBody;
 use warren_control::directory::NodeView;
-use warren_proto::engine::PeerConfig;
+use warren_proto::engine::{PathKind, PeerConfig};
 use warren_types::{LinkPublicKey, NodeId, NodeName, PresharedKey, Suite, mesh_node};
 
 use crate::config::PostQuantum;
@@ -329,10 +329,10 @@ impl Mesh {
         Some((body.link_key, list))
     }
 
-    /// Link keys of members whose control connection leads over others.
-    pub(super) fn over_others(&self) -> impl Iterator<Item = (NodeId, LinkPublicKey)> + '_ {
+    /// Link keys of members whose control connection is not direct.
+    pub(super) fn on_detours(&self) -> impl Iterator<Item = (NodeId, LinkPublicKey)> + '_ {
         self.members.iter().filter_map(|(id, view)| {
-            self.connected_at(*id).and_then(mesh_node)?;
+            self.connected_at(*id).filter(|to| PathKind::of(*to) != PathKind::Direct)?;
             Some((*id, view.descriptor.body.link_key))
         })
     }

@@ -358,12 +358,11 @@ impl Daemon {
         rtt_ms: Option<f64>,
         reason: Option<String>,
     ) {
-        // The link does without a tunnel: so can the control connection.
         if let Some(Owner::Node(id)) = self.mesh.owner(peer)
             && PathKind::of(endpoint) == PathKind::Direct
         {
-            let (control, id) = (self.control.clone(), *id);
-            tokio::spawn(async move { control.leave_tunnel(id).await });
+            // Not told now: then by `straighten_connections`.
+            let _told = self.control.straighten(*id);
         }
         if let Some(name) = self.mesh.name_of(peer) {
             let path = self.path_name(endpoint);

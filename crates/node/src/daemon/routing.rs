@@ -330,15 +330,15 @@ impl Daemon {
         }
     }
 
-    /// Control connections that began over others follow their links: small as
+    /// Control connections that began on detours follow their links: small as
     /// they are, they would keep every link on their way awake.
     pub(super) fn straighten_connections(&self) {
         let now = self.now();
-        for (id, key) in self.mesh.over_others() {
+        for (id, key) in self.mesh.on_detours() {
             let stats = self.engine.stats(&key, now);
             if stats.is_some_and(|stats| is_direct(&stats) && stats.rtt.is_some()) {
                 // Not told now: in a while then.
-                let _told = self.control.leave_detour(id);
+                let _told = self.control.straighten(id);
             }
         }
     }

@@ -374,8 +374,7 @@ impl Core {
                 let _ = reply.send(list);
             }
             Command::Renew => self.check_renewal(true),
-            Command::LeaveTunnel(node) => self.leave_tunnel(node),
-            Command::LeaveDetour(node) => self.leave_detour(node),
+            Command::Straighten(node) => self.straighten(node),
             // Handled by the loop, which then ends.
             Command::Stop { .. } => {}
         }

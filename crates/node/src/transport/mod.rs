@@ -324,16 +324,10 @@ impl ControlHandle {
         answer.await.unwrap_or(Err(AdminError::Stopping))
     }
 
-    /// A link found a way without the tunnel that its control connection uses:
-    /// follow it.
-    pub async fn leave_tunnel(&self, node: NodeId) {
-        self.command(Command::LeaveTunnel(node)).await;
-    }
-
-    /// A link is direct while its control connection leads over others: make
-    /// another one. False when that could not be told now.
-    pub fn leave_detour(&self, node: NodeId) -> bool {
-        self.post(Command::LeaveDetour(node))
+    /// A link is direct while its control connection may lead through a tunnel or
+    /// over others: make another one. False when that could not be told now.
+    pub fn straighten(&self, node: NodeId) -> bool {
+        self.post(Command::Straighten(node))
     }
 
     /// Tells where a node may be, as somebody on the local network says: the

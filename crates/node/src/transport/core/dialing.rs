@@ -21,7 +21,7 @@ use super::{Core, DIALS, Input, Target};
 use crate::transport::catch_up;
 use crate::transport::dial::{self, Candidates, Schedule, jitter};
 use crate::transport::event::{ControlEvent, RefuseReason};
-use crate::transport::session::{self, CLOSE_DONE, Failure};
+use crate::transport::session::{self, Failure};
 use crate::transport::shared::remote;
 
 /// How long a member that could not be reached is not chosen as a neighbour,
@@ -130,24 +130,18 @@ impl Core {
         named.filter(|a| self.may_dial(*a) && !self.is_ours(a)).take(MAX_ENDPOINTS).collect()
     }
 
-    /// The link with `node` does without the tunnel that our connection to it
-    /// uses: dial again, over UDP this time.
-    pub(super) fn leave_tunnel(&mut self, node: NodeId) {
-        let Some(peer) = self.peers.get(&node) else { return };
-        let address = remote(&peer.connection);
-        if peer.dialer() && self.parts.tunnels.contains(address) {
-            self.parts.tunnels.udp_works();
-            peer.connection.close(CLOSE_DONE, b"");
-        }
-    }
-
     /// The link with `node` is direct, but our connection to it may still lead
-    /// over others, who are kept busy by it: a direct one takes its place, if
-    /// one can be made.
-    pub(super) fn leave_detour(&mut self, node: NodeId) {
+    /// through a tunnel, or over others, who are kept busy by it: a direct one
+    /// takes its place, if one can be made.
+    pub(super) fn straighten(&mut self, node: NodeId) {
         let Some(peer) = self.peers.get(&node) else { return };
-        let over_others = mesh_node(remote(&peer.connection)).is_some();
-        let Some(target) = peer.target.filter(|_| over_others) else { return };
+        let at = remote(&peer.connection);
+        let tunnelled = self.parts.tunnels.contains(at);
+        let detour = tunnelled || mesh_node(at).is_some();
+        let Some(target) = peer.target.filter(|_| detour) else { return };
+        if tunnelled {
+            self.parts.tunnels.udp_works();
+        }
         let addresses = self.addresses(node);
         if !addresses.is_empty() && self.attempts.len() < DIALS && self.attempts.insert(target) {
             // Nobody waits for it, so no detour is to be told to it.

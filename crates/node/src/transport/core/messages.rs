@@ -110,10 +110,8 @@ pub(crate) enum Command {
     },
     Connections(oneshot::Sender<Vec<ConnectionInfo>>),
     Renew,
-    /// The link with this node does without a tunnel.
-    LeaveTunnel(NodeId),
-    /// Nor over others.
-    LeaveDetour(NodeId),
+    /// The link with this node is direct.
+    Straighten(NodeId),
     /// What only authorities, or changes of our own keys, are about.
     Authority(AuthorityCommand),
     /// `true`: leave the network for good.

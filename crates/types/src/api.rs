@@ -153,6 +153,9 @@ pub enum Event {
     OnionConnected {
         /// The hops, from the entry.
         path: Vec<String>,
+        /// Whose path, if it is that of a user name; absent for the node's own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        user: Option<String>,
     },
     /// It takes another circuit; connections through it go on.
     OnionMoved {
@@ -164,16 +167,25 @@ pub enum Event {
         reason: String,
         /// How long nothing had come back, ms.
         silent_ms: u64,
+        /// Whose path, if it is that of a user name; absent for the node's own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        user: Option<String>,
     },
     /// No circuit is left: nothing leaves until there is one.
     OnionInterrupted {
         /// Why.
         reason: String,
+        /// Whose path, if it is that of a user name; absent for the node's own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        user: Option<String>,
     },
     /// The exit is gone: connections through it are reset, new ones take another.
     OnionExitLost {
         /// The exit.
         exit: String,
+        /// Whose path, if it is that of a user name; absent for the node's own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        user: Option<String>,
     },
     /// A node did not do its part of a circuit.
     OnionHopFailed {
@@ -193,6 +205,22 @@ pub enum Event {
         /// Which check failed.
         reason: String,
     },
+}
+
+impl Event {
+    /// As it may be logged: that it is about a user name, but not which.
+    #[must_use]
+    pub fn for_log(mut self) -> Self {
+        if let Self::OnionConnected { user, .. }
+        | Self::OnionMoved { user, .. }
+        | Self::OnionInterrupted { user, .. }
+        | Self::OnionExitLost { user, .. } = &mut self
+            && user.is_some()
+        {
+            *user = Some(String::new());
+        }
+        self
+    }
 }
 
 /// Body of every API error: HTTP status says the class.

@@ -30,14 +30,14 @@ impl Isolation {
         Self(name.iter().take(255).copied().collect())
     }
 
+    /// As it is shown; what is not UTF-8 is replaced.
+    pub fn shown(&self) -> String {
+        String::from_utf8_lossy(&self.0).into_owned()
+    }
+
     /// True without a user name: the node's own session.
     pub fn is_default(&self) -> bool {
         self.0.is_empty()
-    }
-
-    /// The user name.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
     }
 }
 
@@ -108,7 +108,7 @@ mod tests {
     fn user_names_are_not_shown() {
         assert_eq!(format!("{:?}", Isolation::of_user(b"anna")), "Isolation(..)");
         assert!(Isolation::of_user(b"").is_default());
-        assert_eq!(Isolation::of_user(&[b'a'; 300]).as_bytes().len(), 255);
+        assert_eq!(Isolation::of_user(&[b'a'; 300]).shown().len(), 255);
     }
 
     #[tokio::test(start_paused = true)]

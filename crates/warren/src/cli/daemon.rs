@@ -195,10 +195,12 @@ impl Teller {
     }
 
     fn line(&self, record: &EventRecord, dated: bool) -> String {
+        // What is printed here is kept in logs.
+        let (at, event) = (record.at, record.event.clone().for_log());
         let line = match (self.json, dated) {
-            (true, _) => serde_json::to_string(record).unwrap_or_default(),
-            (false, true) => story::dated(record.at, &record.event),
-            (false, false) => story::line(&record.event),
+            (true, _) => serde_json::to_string(&EventRecord { at, event }).unwrap_or_default(),
+            (false, true) => story::dated(at, &event),
+            (false, false) => story::line(&event),
         };
         line + "\n"
     }

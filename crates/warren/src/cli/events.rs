@@ -74,8 +74,8 @@ mod tests {
     #[test]
     fn changes_of_the_path_are_for_the_desktop_and_no_others() {
         let hops = || vec!["a".to_owned(), "b".to_owned()];
-        assert_eq!(urgency(&Event::OnionConnected { path: hops() }), Some("low"));
-        let lost = Event::OnionExitLost { exit: "b".to_owned() };
+        assert_eq!(urgency(&Event::OnionConnected { path: hops(), user: None }), Some("low"));
+        let lost = Event::OnionExitLost { exit: "b".to_owned(), user: None };
         assert_eq!(urgency(&lost), Some("critical"));
         assert_eq!(urgency(&Event::NodeAdmitted { name: "a".to_owned() }), None);
     }

@@ -82,6 +82,15 @@ pub(super) fn opening_json(ready: &Ready) -> String {
     format!("{object}\n")
 }
 
+/// What tells a user name's path from the node's own.
+fn of_user(user: &Option<String>) -> String {
+    match user.as_deref() {
+        None => String::new(),
+        Some("") => "path of a user name: ".to_owned(),
+        Some(user) => format!("path of user {user:?}: "),
+    }
+}
+
 /// What to try once the first path is there.
 pub(super) fn hint(name: &str, address: IpAddr) -> String {
     format!("Try it: ping {address} reaches {name}. `warren status` shows all peers.\n")
@@ -119,18 +128,22 @@ pub(super) fn line(event: &Event) -> String {
         Event::RolesChanged { roles, draining: true } => {
             format!("this node's roles in onion paths: {roles}, draining")
         }
-        Event::OnionConnected { path } => {
-            format!("connected through {}", path.join(" > "))
+        Event::OnionConnected { path, user } => {
+            format!("{}connected through {}", of_user(user), path.join(" > "))
         }
-        Event::OnionMoved { from, to, reason, silent_ms } => format!(
-            "moved from {} to {}: {reason}{}; connections go on",
+        Event::OnionMoved { from, to, reason, silent_ms, user } => format!(
+            "{}moved from {} to {}: {reason}{}; connections go on",
+            of_user(user),
             from.join(" > "),
             to.join(" > "),
             if *silent_ms >= 100 { format!(" for {silent_ms} ms") } else { String::new() }
         ),
-        Event::OnionInterrupted { reason } => format!("nothing leaves: {reason}"),
-        Event::OnionExitLost { exit } => format!(
-            "exit {exit} is gone: connections through it are reset, new ones take another exit"
+        Event::OnionInterrupted { reason, user } => {
+            format!("{}nothing leaves: {reason}", of_user(user))
+        }
+        Event::OnionExitLost { exit, user } => format!(
+            "{}exit {exit} is gone: connections through it are reset, new ones take another exit",
+            of_user(user)
         ),
         Event::OnionHopFailed { name, reason, was_up: true } => {
             format!("{name} failed on a path: {reason}")

@@ -283,6 +283,13 @@ fn each_user_name_has_its_own() -> Result<()> {
     ensure!(longest < Duration::from_secs(1), "bert waited {longest:?}");
     ensure!(of(&after, BERT)?.2 == of(&before, BERT)?.2, "bert's exit changed: {after:#?}");
     ensure!(!active(&after, ANNA)?.1.contains(&anna[1]), "{after:#?}");
+    // The move is told as anna's; the daemon's own log has no user names.
+    let events = mesh.node(CLIENT).warren(&["events"])?;
+    let moved = |line: &str| line.contains("path of user \"anna\": moved from");
+    ensure!(events.lines().any(moved), "not told:\n{events}");
+    let log = mesh.node(CLIENT).log();
+    ensure!(log.contains("path of a user name: moved from"), "{log}");
+    ensure!(!log.contains("anna") && !log.contains("bert"), "a user name is logged:\n{log}");
 
     // An exit of the one dies: it goes on at another, the other stays.
     let gone = place(&mesh, of(&after, ANNA)?.2);

@@ -18,10 +18,11 @@ use warren_proto::onion::client::{Client, ClientEvent};
 use warren_proto::onion::compartment::Compartment;
 
 use super::super::Daemon;
+use super::Onion;
 use super::connect::SPARES;
-use super::{Onion, move_reason};
 use crate::random::OsRandom;
 use crate::userspace::isolation::{IDLE_MINUTES, Isolation, IsolationError, MAX_ISOLATED, Wanted};
+use warren_types::api::Event;
 
 /// One such session.
 pub(super) struct Isolated {
@@ -123,7 +124,7 @@ impl Daemon {
             ClientEvent::NeedPath { purpose, exit, failed, used, strict } => {
                 self.choose_path(compartment, purpose, exit, &failed, &used, strict);
             }
-            ClientEvent::Connected { ipv6, .. } => {
+            ClientEvent::Connected { serial, ipv6 } => {
                 let Some(session) = self.onion.isolated.get_mut(&compartment) else { return };
                 (session.ready, session.ipv6, session.problem) = (true, ipv6, None);
                 let waiting = std::mem::take(&mut session.waiting);
@@ -133,31 +134,37 @@ impl Daemon {
                     let _ = reply.send(Ok(()));
                 }
                 tracing::info!(compartment = at, "the path of a user name is up");
+                let path = self.circuit_names(compartment, serial);
+                let user = self.user_of(compartment);
+                self.events.publish(Event::OnionConnected { path, user });
             }
-            ClientEvent::Moved { reason, silent_ms, .. } => {
-                let reason = move_reason(reason);
-                tracing::debug!(compartment = at, reason, silent_ms, "a user name's path moved");
+            ClientEvent::Moved { from, to, reason, silent_ms } => {
+                self.tell_moved(compartment, (from, to), reason, silent_ms);
                 if let Some(session) = self.onion.isolated.get_mut(&compartment) {
                     session.problem = None;
                 }
             }
-            ClientEvent::Interrupted => {
-                tracing::debug!(compartment = at, "a user name's path is interrupted");
-            }
-            ClientEvent::ExitLost { .. } => {
+            ClientEvent::Interrupted => self.tell_interrupted(self.user_of(compartment)),
+            ClientEvent::ExitLost { exit } => {
                 // Its connections end with its addresses; whoever connects again
                 // waits for the new session.
                 if let Some(session) = self.onion.isolated.get_mut(&compartment) {
                     (session.ready, session.ipv6) = (false, false);
                 }
                 self.readdress_paths();
-                tracing::info!(compartment = at, "the exit of a user name's path is gone");
+                let (exit, user) = (self.suffix_name(&exit), self.user_of(compartment));
+                self.events.publish(Event::OnionExitLost { exit, user });
             }
             ClientEvent::Failed { node, reason, was_up, .. } => {
                 self.hop_failed(&node, reason, was_up);
             }
             ClientEvent::Proof { .. } => {}
         }
+    }
+
+    /// The user name of a compartment; none for the node's own session.
+    pub(super) fn user_of(&self, at: Compartment) -> Option<String> {
+        self.onion.isolated.get(&at).map(|one| one.user.shown())
     }
 
     /// Ends those that nobody uses any more.
@@ -184,6 +191,7 @@ impl Daemon {
         self.readdress_paths();
         let now_us = self.now_us();
         for (compartment, mut session) in over {
+            self.onion.names.retain(|(at, _), _| *at != compartment);
             session.client.disconnect(now_us);
             while let Some((peer, cell)) = session.client.poll_transmit() {
                 self.send_cell(&peer, cell);

@@ -60,7 +60,7 @@ pub(super) struct Onion {
     /// The mesh's networks when the machine's traffic was last led past them.
     led_beside: Vec<IpNet>,
     /// The names on each circuit, for what is told after it is gone.
-    names: HashMap<u64, Vec<String>>,
+    names: HashMap<(Compartment, u64), Vec<String>>,
     /// Exits and relays that failed lately, and when.
     failures: HashMap<NodeId, Instant>,
     exit_policy: Option<Vec<PolicyRule>>,
@@ -251,20 +251,15 @@ impl Daemon {
                 self.onion.ipv6 = ipv6;
                 self.onion.problem = None;
                 self.readdress_paths();
-                let path = self.circuit_names(serial);
+                let path = self.circuit_names(Compartment::DEFAULT, serial);
                 tracing::info!(hops = path.len(), "onion path is up");
-                self.events.publish(Event::OnionConnected { path });
+                self.events.publish(Event::OnionConnected { path, user: None });
             }
             ClientEvent::Moved { from, to, reason, silent_ms } => {
                 self.onion.problem = None;
-                let (from, to) = (self.circuit_names(from), self.circuit_names(to));
-                let reason = move_reason(reason).to_owned();
-                self.events.publish(Event::OnionMoved { from, to, reason, silent_ms });
+                self.tell_moved(Compartment::DEFAULT, (from, to), reason, silent_ms);
             }
-            ClientEvent::Interrupted => {
-                let reason = "the last circuit is gone; another is being built".to_owned();
-                self.events.publish(Event::OnionInterrupted { reason });
-            }
+            ClientEvent::Interrupted => self.tell_interrupted(None),
             ClientEvent::ExitLost { exit } => {
                 // Not before the new session is there: a program that connects again
                 // at once is not held up.
@@ -272,7 +267,7 @@ impl Daemon {
                 self.reset_paths();
                 self.readdress_paths();
                 let exit = self.suffix_name(&exit);
-                self.events.publish(Event::OnionExitLost { exit });
+                self.events.publish(Event::OnionExitLost { exit, user: None });
             }
             ClientEvent::Failed { node, reason, was_up, .. } => {
                 self.hop_failed(&node, reason, was_up);
@@ -314,18 +309,36 @@ impl Daemon {
         self.mesh.place(id).map(|place: Ipv6Addr| suffix(place))
     }
 
+    fn tell_moved(
+        &mut self,
+        at: Compartment,
+        (from, to): (u64, u64),
+        reason: MoveReason,
+        silent_ms: u64,
+    ) {
+        let (from, to) = (self.circuit_names(at, from), self.circuit_names(at, to));
+        let (reason, user) = (move_reason(reason).to_owned(), self.user_of(at));
+        self.events.publish(Event::OnionMoved { from, to, reason, silent_ms, user });
+    }
+
+    fn tell_interrupted(&self, user: Option<String>) {
+        let reason = "the last circuit is gone; another is being built".to_owned();
+        self.events.publish(Event::OnionInterrupted { reason, user });
+    }
+
     /// The names on a circuit, also after it is gone.
-    fn circuit_names(&mut self, serial: u64) -> Vec<String> {
-        let views = self.onion.client.circuits(self.now_us());
+    fn circuit_names(&mut self, at: Compartment, serial: u64) -> Vec<String> {
+        let now_us = self.now_us();
+        let views = self.onion.client_in(at).map_or_else(Vec::new, |one| one.circuits(now_us));
         for view in &views {
-            if !self.onion.names.contains_key(&view.serial) {
+            if !self.onion.names.contains_key(&(at, view.serial)) {
                 let names = view.hops.iter().map(|hop| self.suffix_name(&hop.node)).collect();
-                self.onion.names.insert(view.serial, names);
+                self.onion.names.insert((at, view.serial), names);
             }
         }
-        let oldest = views.iter().map(|view| view.serial).min().unwrap_or(serial);
-        let names = self.onion.names.get(&serial).cloned().unwrap_or_default();
-        self.onion.names.retain(|known, _| *known + 16 >= oldest.min(serial));
+        let oldest = views.iter().map(|view| view.serial).min().unwrap_or(serial).min(serial);
+        let names = self.onion.names.get(&(at, serial)).cloned().unwrap_or_default();
+        self.onion.names.retain(|(of, known), _| *of != at || *known + 16 >= oldest);
         names
     }
 

@@ -145,7 +145,7 @@ impl Daemon {
         let views = one.client.circuits(self.now_us());
         let stream = one.client.session().map(|session| &session.stream);
         IsolatedReport {
-            user: String::from_utf8_lossy(one.user.as_bytes()).into_owned(),
+            user: one.user.shown(),
             state: state(&one.client),
             problem: one.problem.clone(),
             exit: self.exit_of(&views).map(|view| view.name.to_string()),

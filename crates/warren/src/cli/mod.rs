@@ -16,6 +16,7 @@ mod route;
 mod service_unit;
 mod status;
 mod story;
+mod top;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -106,6 +107,8 @@ enum Command {
         #[command(flatten)]
         state: State,
     },
+    /// Watch this node, its onion path and its peers on the terminal.
+    Top(top::Top),
     /// Show what happened.
     Events {
         /// Go on as things happen.
@@ -341,6 +344,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Fault> {
         Command::Ca(command) => wait(ca::run(command)),
         Command::Rotate { what, state } => wait(ca::rotate(&state, what)),
         Command::Status { json, state } => wait(status::show(&state, json)),
+        Command::Top(command) => wait(top::show(&command)),
         Command::Events { follow, json, notify, state } => {
             wait(events::show(&state, follow, json, notify))
         }

@@ -324,14 +324,14 @@ fn health(hop: &OnionHop) -> &'static str {
     }
 }
 
-fn rate(bits: u64) -> String {
+pub(super) fn rate(bits: u64) -> String {
     match bits {
         bits if bits >= 1_000_000_000 => format!("{} Gbit/s", bits / 1_000_000_000),
         bits => format!("{} Mbit/s", bits / 1_000_000),
     }
 }
 
-fn uptime(seconds: u64) -> String {
+pub(super) fn uptime(seconds: u64) -> String {
     match seconds {
         s if s >= 2 * 86_400 => format!("{} d", s / 86_400),
         s if s >= 7200 => format!("{} h", s / 3600),

@@ -155,7 +155,7 @@ fn peer_roles(onion: &PeerRoles) -> String {
 }
 
 /// Seconds in the largest unit that keeps at least one.
-fn span(seconds: u64) -> String {
+pub(super) fn span(seconds: u64) -> String {
     match seconds {
         s if s < 60 => format!("{s} s"),
         s if s < 3600 => format!("{} min", s / 60),

@@ -94,6 +94,16 @@ fn a_wrong_configuration_names_its_line_and_makes_nothing() {
 }
 
 #[test]
+fn top_needs_a_terminal_and_names_what_does_not() {
+    let (code, message) = failure(&["top"]);
+    assert_eq!(code, 2, "{message}");
+    assert!(message.contains("not a terminal") && message.contains("warren status --json"));
+    let (code, message) = failure(&["top", "--interval", "0.1s"]);
+    assert_eq!(code, 2);
+    assert!(message.contains("0.5s to 60s"), "{message}");
+}
+
+#[test]
 fn wrong_usage_is_exit_code_2() {
     assert_eq!(failure(&["up", "--suite", "rot13"]).0, 2);
     assert_eq!(failure(&["invite", "--expires", "soon"]).0, 2);

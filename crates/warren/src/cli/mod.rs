@@ -428,6 +428,7 @@ mod tests {
             "up --userspace --publish tcp:80=127.0.0.1:8080 --publish udp:53=[::1]:5353",
             "invite --expires 1h --uses 3 --qr",
             "status --json",
+            "top --interval 0.5s",
             "events --follow --json",
             "path explain gpu-2 --json",
             "route advertise 192.168.7.0/24 fd77::/48",

@@ -37,6 +37,7 @@ mod rotation;
 mod router;
 mod stock;
 mod story;
+mod top;
 mod tunnel;
 mod userspace;
 mod userspace_exit;
@@ -57,6 +58,7 @@ const SCENARIOS: &[Scenario] = &[
     ("a_killed_node_comes_back_by_itself", story::a_killed_node_comes_back_by_itself),
     ("a_node_that_leaves_leaves_nothing", story::a_node_that_leaves_leaves_nothing),
     ("both_suites_and_both_families_work", story::both_suites_and_both_families_work),
+    ("top_draws_and_puts_the_terminal_back", top::top_draws_and_puts_the_terminal_back),
     ("useless_codes_are_told_apart", admission::useless_codes_are_told_apart),
     ("bad_starts_name_the_remedy", admission::bad_starts_name_the_remedy),
     ("a_full_disk_is_named", admission::a_full_disk_is_named),

@@ -7,6 +7,8 @@
 //! error, a panic, SIGTERM, SIGHUP, SIGINT); a daemon that is gone is waited
 //! for. Deliberately not here: changes of anything; this only looks.
 
+#[cfg(test)]
+mod examples;
 mod feed;
 mod keys;
 mod look;

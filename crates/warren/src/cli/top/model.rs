@@ -298,3 +298,119 @@ impl Model {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::examples::{answer, event, peer};
+    use super::*;
+
+    fn shown(model: &Model) -> Vec<&str> {
+        model.rows(0, usize::MAX).map(|(peer, _)| peer.name.as_str()).collect()
+    }
+
+    fn three() -> Model {
+        let mut model = Model::default();
+        let at = |bytes| {
+            vec![
+                peer("c", Some(5.0), 0, 0),
+                peer("a", None, bytes, 0),
+                peer("b", Some(9.0), 0, bytes * 4),
+            ]
+        };
+        model.answered(answer(1.0, at(0)));
+        model.answered(answer(3.0, at(2000)));
+        model
+    }
+
+    #[test]
+    fn rates_are_differences_over_the_time_between() {
+        let model = three();
+        let rates: Vec<Rates> = model.rows(0, 9).map(|(_, rates)| rates).collect();
+        assert_eq!(rates[0], Rates { up: 1000.0, down: 0.0 });
+        assert_eq!(rates[1], Rates { up: 0.0, down: 4000.0 });
+        assert_eq!(model.history().back(), Some(&Rates { up: 1000.0, down: 4000.0 }));
+    }
+
+    #[test]
+    fn counters_that_began_anew_and_new_peers_have_no_rate() {
+        let mut model = three();
+        let peers = vec![peer("a", None, 5, 0), peer("new", None, 1 << 40, 0)];
+        model.answered(answer(4.0, peers));
+        assert!(model.rows(0, 9).all(|(_, rates)| rates == Rates::default()));
+        assert_eq!(model.history().back(), Some(&Rates::default()));
+    }
+
+    #[test]
+    fn histories_are_bounded() {
+        let mut model = Model::default();
+        for i in 0..SAMPLES + 9 {
+            model.answered(answer(i as f64, vec![]));
+        }
+        assert_eq!(model.history().len(), SAMPLES);
+        for i in 0..EVENTS + 9 {
+            model.happened(event(i as f64, "x"));
+        }
+        assert_eq!(model.events().len(), EVENTS);
+        assert_eq!(model.events()[0], event((EVENTS + 8) as f64, "x"));
+    }
+
+    #[test]
+    fn peers_are_sorted_by_name_rtt_and_traffic() {
+        let mut model = three();
+        assert_eq!(shown(&model), ["a", "b", "c"]);
+        model.sort_on();
+        assert_eq!((model.sort(), shown(&model)), (Sort::Rtt, vec!["c", "b", "a"]));
+        model.sort_on();
+        assert_eq!((model.sort(), shown(&model)), (Sort::Traffic, vec!["b", "a", "c"]));
+        model.sort_on();
+        assert_eq!(model.sort(), Sort::Name);
+    }
+
+    #[test]
+    fn the_filter_keeps_names_that_have_it() {
+        let mut model = Model::default();
+        model.answered(answer(1.0, vec![peer("gpu-1", None, 0, 0), peer("nas", None, 0, 0)]));
+        model.edit_filter(Some('G'));
+        assert_eq!(shown(&model), ["gpu-1"]);
+        model.answered(answer(2.0, vec![peer("nas", None, 0, 0)]));
+        assert_eq!(model.row_count(), 0);
+        model.clear_filter();
+        assert_eq!(shown(&model), ["nas"]);
+    }
+
+    #[test]
+    fn told_twice_is_listed_once_and_what_is_looked_at_stays() {
+        let mut model = Model { pane: Pane::Events, ..Model::default() };
+        for name in ["a", "b", "a"] {
+            model.happened(event(1.0, name));
+        }
+        assert_eq!(model.events(), &[event(1.0, "b"), event(1.0, "a")]);
+        model.scroll(Scroll::Lines(1));
+        model.happened(event(2.0, "c"));
+        assert_eq!(model.offset(Pane::Events, 3, 1), 2);
+    }
+
+    #[test]
+    fn scrolling_ends_at_both_ends() {
+        let mut model = Model::default();
+        model.scroll(Scroll::Lines(-3));
+        assert_eq!(model.offset(Pane::Peers, 20, 5), 0);
+        model.scroll(Scroll::End);
+        assert_eq!(model.offset(Pane::Peers, 20, 5), 15);
+        model.scroll(Scroll::Lines(-1));
+        assert_eq!(model.offset(Pane::Peers, 20, 5), 14);
+        assert_eq!(model.offset(Pane::Peers, 3, 5), 0);
+    }
+
+    #[test]
+    fn trouble_is_counted_from_its_begin_and_ends_with_an_answer() {
+        let mut model = three();
+        model.failed("gone".into(), Duration::from_secs(4));
+        model.failed("still gone".into(), Duration::from_secs(6));
+        let trouble = model.trouble().unwrap();
+        assert_eq!((trouble.why.as_str(), trouble.since), ("still gone", Duration::from_secs(4)));
+        assert_eq!(shown(&model), ["a", "b", "c"]);
+        model.answered(answer(7.0, vec![]));
+        assert!(model.trouble().is_none());
+    }
+}

@@ -67,6 +67,10 @@ impl Look {
         if self.unicode { "─" } else { "-" }
     }
 
+    pub(super) fn side(self) -> &'static str {
+        if self.unicode { "│" } else { "|" }
+    }
+
     pub(super) fn mark(self) -> &'static str {
         if self.unicode { "▶" } else { ">" }
     }

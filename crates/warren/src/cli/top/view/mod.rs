@@ -260,8 +260,11 @@ fn help(buffer: &mut Buffer, area: Rect, look: Look) {
     let inside = Rect { x, y, width, height };
     Clear.render(inside, buffer);
     title(buffer, inside, "Keys", true, "", look);
+    let within = usize::from(width) - 4;
+    let side = look.side();
     for (y, (keys, does)) in (y + 1..inside.bottom()).zip(HELP) {
-        put(buffer, inside, y, &Line::raw(format!("  {keys:<17} {does}")));
+        let text = text::cell(&format!("{keys:<17} {does}"), within, false, look);
+        put(buffer, inside, y, &Line::raw(format!("{side} {text} {side}")));
     }
     put(buffer, inside, inside.bottom() - 1, &Line::raw(look.rule().repeat(width.into())));
 }

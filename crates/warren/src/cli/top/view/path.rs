@@ -27,6 +27,8 @@ const COLUMNS: [(&str, usize); 9] = [
 ];
 /// What goes where there is no room, the first of these first.
 const GOES: [usize; 5] = [7, 6, 5, 2, 4];
+/// Width of WHERE that has room for a country's name.
+const COUNTRY: usize = 28;
 
 fn none() -> String {
     "-".to_owned()
@@ -39,6 +41,11 @@ fn widths(width: usize) -> [usize; COLUMNS.len()] {
         if used(&widths) > width + 1 {
             widths[goes] = 0;
         }
+    }
+    let spare = (width + 1).saturating_sub(used(&widths));
+    let whole = COUNTRY - COLUMNS[2].1;
+    if widths[2] > 0 && spare >= whole {
+        widths[2] = COUNTRY;
     }
     let spare = (width + 1).saturating_sub(used(&widths));
     widths[1] = (widths[1] + spare).min(40);
@@ -66,7 +73,10 @@ fn hop(number: usize, hop: &OnionHop, widths: &[usize], look: Look) -> Line<'sta
     let cells = [
         number.to_string(),
         hop.name.clone(),
-        hop.place.as_ref().map_or_else(none, ToString::to_string),
+        hop.place.as_ref().map_or_else(none, |place| match widths[2] {
+            COUNTRY.. => format!("{} ({place})", place.country.name()),
+            _ => place.to_string(),
+        }),
         hop.rtt_ms.map_or_else(none, millis),
         hop.added_ms.map_or_else(none, millis),
         share(hop.loss),

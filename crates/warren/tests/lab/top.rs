@@ -61,18 +61,26 @@ impl Terminal {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// Waits until the screen shows it.
     fn wait_for(&self, what: &str) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        while !self.seen().contains(what) {
-            ensure!(Instant::now() < deadline, "{what:?} is not drawn: {:?}", self.seen());
+        loop {
+            let shown = picture(&self.seen());
+            if shown.contains(what) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "{what:?} is not drawn:\n{shown}");
             std::thread::sleep(Duration::from_millis(20));
         }
-        Ok(())
     }
 
     /// Waits until all has ended; the terminal must be as it was.
     fn ended(mut self) -> Result<()> {
-        self.wait_for("as-before").context("its modes were not put back")?;
+        let deadline = Instant::now() + PATIENCE;
+        while !self.seen().contains("as-before") {
+            ensure!(Instant::now() < deadline, "its modes were not put back: {:?}", self.seen());
+            std::thread::sleep(Duration::from_millis(20));
+        }
         let status = self.child.wait()?;
         let seen = self.seen();
         ensure!(seen.contains("code=0"), "it failed: {seen:?}");
@@ -82,6 +90,41 @@ impl Terminal {
         ensure!(seen.contains(CURSOR), "the cursor stays hidden: {seen:?}");
         Ok(())
     }
+}
+
+/// What a terminal shows that was sent this: as much of one as `warren top` uses.
+fn picture(sent: &str) -> String {
+    let mut cells = vec![vec![' '; 80]; 24];
+    let (mut x, mut y) = (0, 0);
+    let drawn = sent.rfind(ENTER).map_or("", |at| &sent[at + ENTER.len()..]);
+    let mut rest = drawn.chars();
+    while let Some(c) = rest.next() {
+        match c {
+            '\u{1b}' => {
+                // Only sequences of this form come: CSI, parameters, a letter.
+                let sequence: String = rest.by_ref().take_while(|c| !c.is_alphabetic()).collect();
+                let consumed = drawn.len() - rest.as_str().len();
+                let letter = drawn[..consumed].chars().next_back();
+                let mut numbers = sequence.trim_start_matches('[').split(';').map(str::parse);
+                if letter == Some('H') {
+                    let mut next = || numbers.next().and_then(Result::ok).unwrap_or(1_usize) - 1;
+                    (y, x) = (next(), next());
+                } else if letter == Some('J') {
+                    cells.iter_mut().for_each(|line| line.fill(' '));
+                }
+            }
+            c if c.is_control() => {}
+            c => {
+                if let Some(cell) =
+                    cells.get_mut(y).and_then(|line: &mut Vec<char>| line.get_mut(x))
+                {
+                    *cell = c;
+                }
+                x += 1;
+            }
+        }
+    }
+    cells.into_iter().map(|line| line.into_iter().collect::<String>() + "\n").collect()
 }
 
 /// The process of `warren top`, a child of a child of `script`.
@@ -102,9 +145,22 @@ fn find_top(node: &Node) -> Result<u32> {
 pub(crate) fn top_draws_and_puts_the_terminal_back() -> Result<()> {
     let two = Two::start(1500, Suite::Aes256Gcm)?;
     let mut terminal = Terminal::open(&two.left)?;
-    for what in [ENTER, "left", "right", "direct", "not connected", "Peers: 1"] {
+    for what in ["left in warren, up", "not connected: ", "Peers: 1, by name"] {
         terminal.wait_for(what)?;
     }
+    terminal.wait_for("right            direct")?;
+    terminal.wait_for("Z right joined")?;
+    // What happens is there within a second, without being asked for.
+    two.left.warren(&["roles", "set", "--roles", "relay", "--region", "de"])?;
+    let happened = Instant::now();
+    terminal.wait_for("Z this node's roles in onion paths: relay")?;
+    ensure!(happened.elapsed() < Duration::from_secs(1), "{:?}", happened.elapsed());
+    terminal.keys.write_all(b"s")?;
+    terminal.wait_for("Peers: 1, by RTT")?;
+    terminal.keys.write_all(b"/zz")?;
+    terminal.wait_for("no name has `zz` in it")?;
+    terminal.keys.write_all(b"\r")?;
+    terminal.wait_for("q quit  Tab pane")?;
     terminal.keys.write_all(b"q")?;
     terminal.ended().context("after q")?;
 
@@ -113,14 +169,9 @@ pub(crate) fn top_draws_and_puts_the_terminal_back() -> Result<()> {
     terminal.wait_for("Peers: 1")?;
     let top = find_top(&two.left)?;
     let spec = two.left.crash()?;
-    terminal.wait_for("STALE")?;
+    terminal.wait_for(", STALE")?;
     let _left = spec.launch()?;
-    let stale = terminal.seen().len();
-    let deadline = Instant::now() + PATIENCE;
-    while !terminal.seen()[stale..].contains("live") {
-        ensure!(Instant::now() < deadline, "still stale: {:?}", terminal.seen());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    terminal.wait_for(", live ")?;
     signal(top, Signal::Terminate)?;
     terminal.ended().context("after SIGTERM")
 }

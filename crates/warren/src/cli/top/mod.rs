@@ -77,6 +77,11 @@ fn unusable(error: &io::Error) -> Fault {
         .remedy("`warren status` and `warren events --follow` need none")
 }
 
+fn broke(ended: &Result<(), tokio::task::JoinError>) -> Fault {
+    let why = ended.as_ref().err().map_or_else(String::new, |error| format!(": {error}"));
+    Fault::new(FaultKind::Internal, format!("the daemon is not asked any more{why}"))
+}
+
 /// Says why nothing can be drawn here, if so.
 fn check_terminal() -> Result<(), Fault> {
     if !io::stdout().is_terminal() {
@@ -122,8 +127,8 @@ pub(super) async fn show(top: &Top) -> Result<(), Fault> {
     let mut ends = Ends::new()?;
     let (sender, mut news) = mpsc::channel(WAITING);
     let mut screen = Screen::open()?;
-    tokio::spawn(feed::ask(top.state.client(), top.interval, sender.clone()));
-    tokio::spawn(feed::listen(top.state.client(), sender.clone()));
+    let mut asking = tokio::spawn(feed::ask(top.state.client(), top.interval, sender.clone()));
+    let mut listening = tokio::spawn(feed::listen(top.state.client(), sender.clone()));
     // Ends with the process: a read of the terminal cannot be called off.
     std::thread::spawn(move || feed::read_keys(&sender));
 
@@ -141,6 +146,9 @@ pub(super) async fn show(top: &Top) -> Result<(), Fault> {
             one = news.recv() => one,
             _ = tick.tick() => None,
             () = ends.come() => return Ok(()),
+            // They end before us only by a panic, which has left our screen.
+            ended = &mut asking => return Err(broke(&ended)),
+            ended = &mut listening => return Err(broke(&ended)),
         };
         // All that came meanwhile is one frame.
         while let Some(one) = next {

@@ -158,6 +158,16 @@ pub(super) fn lines(
         let text = format!("{}: {}{rtt}", circuit.phase, names(circuit));
         lines.push(Line::styled(cut(&look.text(&text), width, look), Look::faint()));
     }
+    let mut more = |text: String| lines.push(Line::raw(cut(&text, width, look)));
+    if !report.isolated.is_empty() {
+        let text = "user names with a path of their own (`warren path show`)";
+        more(format!("{} {text}", report.isolated.len()));
+    }
+    let relay = &report.relay;
+    if relay.handshakes > 0 {
+        let (circuits, sessions, refused) = (relay.circuits, relay.sessions, relay.refused);
+        more(format!("for others: {circuits} circuits, {sessions} sessions; {refused} refused"));
+    }
     lines
 }
 

@@ -91,6 +91,17 @@ fn no_path() {
 }
 
 #[test]
+fn what_passes_for_others_is_told() {
+    let mut model = Model::default();
+    let mut answer = answer(1.0, vec![]);
+    let relay = &mut answer.onion.relay;
+    (relay.handshakes, relay.circuits, relay.sessions, relay.refused) = (9, 3, 2, 1);
+    model.answered(answer);
+    let shown = text(&frame(&mut model, FULL, 1, 80, 24));
+    assert!(shown.contains("for others: 3 circuits, 2 sessions; 1 refused"), "{shown}");
+}
+
+#[test]
 fn no_peers() {
     let mut model = Model::default();
     model.answered(answer(1.0, vec![]));

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::Event as Input;
+use ratatui::crossterm::terminal::is_raw_mode_enabled;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -68,7 +69,11 @@ impl Drop for Screen {
     fn drop(&mut self) {
         // Where the terminal is gone, there is nobody to tell.
         let _ = self.0.show_cursor();
-        let _ = ratatui::try_restore();
+        // After a panic it is done, and once more would move the cursor back
+        // over the message.
+        if is_raw_mode_enabled().unwrap_or(true) {
+            let _ = ratatui::try_restore();
+        }
     }
 }
 

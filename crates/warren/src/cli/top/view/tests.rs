@@ -169,18 +169,24 @@ fn a_filter_is_seen_while_it_is_typed() {
     assert!(text(&frame(&mut model, FULL, 12, 80, 24)).contains("no name has `9x` in it"));
 }
 
-#[test]
-fn five_thousand_peers_are_drawn_as_fast_as_ten() {
-    let many = |bytes| (0..5000).map(|i| peer(&format!("n-{i}"), Some(1.0), bytes, 0)).collect();
+/// The quickest of some frames, so that what else the machine does counts less.
+fn quickest(peers: usize) -> Duration {
+    let all = |bytes| (0..peers).map(|i| peer(&format!("n-{i}"), Some(1.0), bytes, 0)).collect();
     let mut model = Model::default();
-    model.answered(answer(1.0, many(0)));
-    model.answered(answer(2.0, many(1000)));
+    model.answered(answer(1.0, all(0)));
+    model.answered(answer(2.0, all(1000)));
     let mut terminal = Terminal::new(TestBackend::new(120, 40)).unwrap();
-    let began = Instant::now();
-    for _ in 0..20 {
+    let mut draw_one = || {
+        let began = Instant::now();
         terminal.draw(|frame| draw(frame, &mut model, FULL, Duration::from_secs(2))).unwrap();
-    }
-    // Some milliseconds each in a debug build; all rows would be hundreds.
-    let each = began.elapsed() / 20;
-    assert!(each < Duration::from_millis(50), "{each:?} for each frame");
+        began.elapsed()
+    };
+    (0..30).map(|_| draw_one()).min().unwrap()
+}
+
+#[test]
+fn five_thousand_peers_are_drawn_as_fast_as_fifty() {
+    let (few, many) = (quickest(50), quickest(5000));
+    // If all rows were made, it would be some sixteen times as long.
+    assert!(many < few * 4, "{many:?}, with fifty {few:?}");
 }

@@ -156,6 +156,7 @@ pub(super) fn moved(at: f64) -> EventRecord {
             to: vec!["c".into(), "d".into()],
             reason: "b loses packets".into(),
             silent_ms: 210,
+            user: None,
         },
     }
 }

@@ -14,6 +14,7 @@ pub mod fault;
 pub mod host;
 pub mod keys;
 pub mod lan;
+pub mod metrics;
 pub mod onion_candidates;
 pub mod onion_keys;
 pub mod path_choice;

@@ -66,6 +66,8 @@ pub enum ApiRequest {
     Leave(bool, Reply<()>),
     /// End the daemon; the state stays.
     Shutdown(Reply<()>),
+    /// Snapshot for metrics.
+    Metrics(oneshot::Sender<Box<crate::metrics::Snapshot>>),
     /// Snapshot for WireGuard's userspace API (`wg show`).
     Wireguard(oneshot::Sender<uapi::Snapshot>),
 }

@@ -43,6 +43,7 @@ impl Config {
         self.line(&mut out, "bootstrap", list(&self.bootstrap));
         self.optional(&mut out, "tcp_listen", self.tcp_listen.as_ref(), "TCP is not offered");
         self.line(&mut out, "tcp_fallback", self.tcp_fallback);
+        self.optional(&mut out, "metrics", self.metrics.as_ref(), "metrics are not served");
         let workers = self.workers.map_or_else(|| self.worker_pairs(cores), NonZeroUsize::get);
         self.line(&mut out, "workers", workers);
         self.line(&mut out, "mtu", self.interface_mtu());

@@ -25,7 +25,8 @@ use warren_types::{NetworkName, NodeId, NodeName, Suite};
 
 pub use roles::RoleConfig;
 pub use value::{
-    BadValue, DEFAULT_PORT, Endpoint, InterfaceName, Listen, LogFormat, LogLevel, PostQuantum,
+    BadValue, DEFAULT_PORT, Endpoint, InterfaceName, Listen, LogFormat, LogLevel, MetricsListen,
+    PostQuantum,
 };
 
 use crate::fault::{Fault, FaultKind};
@@ -71,6 +72,9 @@ pub struct Config {
     /// `tcp_fallback`: reach members that offer it over TCP where UDP does not
     /// get through. Default true; with false such members stay unreachable.
     pub tcp_fallback: bool,
+    /// `metrics`: `ADDR:PORT` where figures of this node are served for
+    /// Prometheus; on loopback or one of its mesh addresses. Default: not served.
+    pub metrics: Option<MetricsListen>,
     /// `workers`: pairs of data-path threads, 1 to 64. Default: 1 on up to two
     /// cores, else half the cores, at most 4. One flow uses one pair.
     pub workers: Option<NonZeroUsize>,
@@ -185,6 +189,8 @@ pub struct Overrides {
     pub interface: Option<InterfaceName>,
     /// `--tcp-listen`.
     pub tcp_listen: Option<Listen>,
+    /// `--metrics`.
+    pub metrics: Option<MetricsListen>,
     /// `--suite`.
     pub suite: Option<Suite>,
     /// `--endpoint`, repeatable; replaces the file's list.

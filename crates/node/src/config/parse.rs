@@ -112,6 +112,7 @@ impl Config {
         let network = pick!("network", flags.network, raw.network);
         let listen = pick!("listen", flags.listen, raw.listen).unwrap_or_default();
         let tcp_listen = pick!("tcp_listen", flags.tcp_listen, raw.tcp_listen);
+        let metrics = pick!("metrics", flags.metrics, raw.metrics);
         let interface = pick!("interface", flags.interface, raw.interface).unwrap_or_default();
         let suite = pick!("suite", flags.suite, raw.suite);
         let pq = pick!("pq", None, raw.pq).unwrap_or_default();
@@ -209,6 +210,7 @@ impl Config {
             bootstrap,
             tcp_listen,
             tcp_fallback,
+            metrics,
             workers,
             mtu,
             pq,

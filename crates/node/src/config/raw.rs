@@ -23,6 +23,7 @@ pub(super) struct RawConfig {
     pub bootstrap: Vec<Spanned<String>>,
     pub tcp_listen: Value<String>,
     pub tcp_fallback: Value<bool>,
+    pub metrics: Value<String>,
     pub workers: Value<i64>,
     pub mtu: Value<i64>,
     pub pq: Value<String>,

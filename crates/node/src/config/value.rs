@@ -62,6 +62,37 @@ impl fmt::Display for Listen {
     }
 }
 
+/// The TCP address that metrics are served on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MetricsListen(SocketAddr);
+
+impl MetricsListen {
+    /// Address and port; the port is never 0.
+    pub fn address(self) -> SocketAddr {
+        self.0
+    }
+}
+
+impl FromStr for MetricsListen {
+    type Err = BadValue;
+    fn from_str(text: &str) -> Result<Self, BadValue> {
+        let address: Option<SocketAddr> = text.trim().parse().ok();
+        address.filter(|address| address.port() != 0).map(Self).ok_or_else(|| {
+            BadValue(format!(
+                "`{}` is not an address to serve metrics on: use ADDR:PORT, such as \
+                 127.0.0.1:9586 or [::1]:9586",
+                cut(text)
+            ))
+        })
+    }
+}
+
+impl fmt::Display for MetricsListen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// `HOST:PORT` where others reach a node: an IP address or a DNS name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint {
@@ -256,6 +287,17 @@ mod tests {
         for bad in ["", "9277", "10.0.0.1", "host:1", ":99999", "::1"] {
             let error = bad.parse::<Listen>().unwrap_err().to_string();
             assert!(error.contains("ADDR:PORT"), "{error}");
+        }
+    }
+
+    #[test]
+    fn metrics_need_an_address_and_a_port() {
+        for good in ["127.0.0.1:9586", "[::1]:9586"] {
+            assert_eq!(good.parse::<MetricsListen>().unwrap().to_string(), good);
+        }
+        for bad in ["", "9586", ":9586", "localhost:9586", "127.0.0.1:0", "::1"] {
+            let error = bad.parse::<MetricsListen>().unwrap_err().to_string();
+            assert!(error.contains("127.0.0.1:9586"), "{error}");
         }
     }
 

@@ -39,6 +39,7 @@ use crate::config::{Auth, Config, Endpoint};
 use crate::fault::{Fault, FaultKind};
 use crate::host::Companion;
 use crate::lan;
+use crate::metrics;
 use crate::random::OsRandom;
 use crate::start::{Ended, Intent, Outcome, Ready, Start};
 use crate::store::{DirectorySnapshot, Member, Store};
@@ -80,6 +81,15 @@ pub async fn run(start: Start) -> Ended {
     };
 
     let configured_roles = roles::configured(&config)?;
+    // Before an invitation is used up; a mesh address is ours only later.
+    let mut metrics_listener = None;
+    if let Some(listen) = config.metrics.map(|metrics| metrics.address()) {
+        let own = stored.as_ref().map(|member| member.addresses.as_slice()).unwrap_or_default();
+        metrics::check(listen, own, config.userspace.is_none())?;
+        if listen.ip().to_canonical().is_loopback() {
+            metrics_listener = Some(metrics::bind(listen)?);
+        }
+    }
 
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let pairs = config.worker_pairs(cores);
@@ -101,6 +111,9 @@ pub async fn run(start: Start) -> Ended {
     };
     let prefixes = membership::prefixes(&standing.member.network);
     packets.configure(mtu, &standing.member.addresses, &prefixes)?;
+    if let (None, Some(metrics)) = (&metrics_listener, config.metrics) {
+        metrics_listener = Some(metrics::bind(metrics.address())?);
+    }
     if fresh {
         membership::save(&store, &standing)?;
     }
@@ -206,6 +219,9 @@ pub async fn run(start: Start) -> Ended {
             }
         }
     });
+    if let Some(listener) = metrics_listener {
+        tokio::spawn(metrics::serve(listener, requests.clone()));
+    }
     if let Some(socket) = wg_tool {
         tokio::spawn(uapi::serve(socket, requests));
     }
@@ -240,6 +256,7 @@ pub async fn run(start: Start) -> Ended {
         subnets,
         roles,
         onion,
+        happened: Default::default(),
         path_reasons: HashMap::new(),
         routes_kept: Instant::now(),
         looping_untold: false,

@@ -17,6 +17,7 @@ mod interface;
 mod launch;
 mod membership;
 mod mesh;
+mod metrics;
 mod names;
 mod onion;
 mod reflexive;
@@ -112,6 +113,8 @@ struct Daemon {
     subnets: subnets::Subnets,
     roles: roles::OnionRoles,
     onion: onion::Onion,
+    /// For metrics.
+    happened: crate::metrics::Happened,
     /// Why each peer's path was taken last, and when.
     path_reasons: HashMap<LinkPublicKey, (String, Instant)>,
     control: ControlHandle,

@@ -90,6 +90,9 @@ impl Daemon {
                 self.ending = Some(Ending::Stop);
                 let _ = reply.send(Ok(()));
             }
+            ApiRequest::Metrics(reply) => {
+                let _ = reply.send(Box::new(self.metrics()));
+            }
             ApiRequest::Wireguard(reply) => {
                 let _ = reply.send(self.wireguard_snapshot());
             }

@@ -24,6 +24,11 @@ impl Daemon {
         let mut peers: Vec<PeerStatus> =
             stats.into_iter().filter_map(|stats| self.peer_status(stats)).collect();
         peers.sort_by(|a, b| a.name.cmp(&b.name));
+        self.status_with(peers)
+    }
+
+    /// With the peers as given.
+    pub(super) fn status_with(&self, peers: Vec<PeerStatus>) -> Status {
         let expires = self
             .control
             .certificate_expires()
@@ -104,7 +109,7 @@ impl Daemon {
         warnings
     }
 
-    fn peer_status(&self, stats: PeerStats) -> Option<PeerStatus> {
+    pub(super) fn peer_status(&self, stats: PeerStats) -> Option<PeerStatus> {
         let owner = self.mesh.owner(&stats.key)?;
         let onion = match owner {
             Owner::Node(id) => self.mesh.view(*id).and_then(|view| view.onion()),

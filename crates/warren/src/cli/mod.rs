@@ -25,8 +25,8 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use warren_node::api::Client;
 use warren_node::config::{
-    Config, Endpoint, InterfaceName, Listen, LogFormat, LogLevel, Overrides, api_socket,
-    default_state_dir,
+    Config, Endpoint, InterfaceName, Listen, LogFormat, LogLevel, MetricsListen, Overrides,
+    api_socket, default_state_dir,
 };
 use warren_node::fault::{Fault, FaultKind};
 use warren_node::userspace::Publish;
@@ -222,6 +222,10 @@ pub(crate) struct Flags {
     /// firewalls [default: not offered].
     #[arg(long, value_name = "ADDR:PORT")]
     tcp_listen: Option<Listen>,
+    /// Serve metrics for Prometheus here, on loopback or an address of this node
+    /// in the mesh, such as 127.0.0.1:9586 [default: not served].
+    #[arg(long, value_name = "ADDR:PORT")]
+    metrics: Option<MetricsListen>,
     /// Interface to create [default: warren0].
     #[arg(long, value_name = "NAME")]
     interface: Option<InterfaceName>,
@@ -279,6 +283,7 @@ impl Flags {
             network: self.network,
             listen: self.listen,
             tcp_listen: self.tcp_listen,
+            metrics: self.metrics,
             interface: self.interface,
             suite: self.suite,
             endpoints: self.endpoint,

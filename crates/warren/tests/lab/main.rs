@@ -20,6 +20,7 @@ mod host;
 mod islands;
 mod lan;
 mod mesh;
+mod metrics;
 mod names;
 mod nat;
 mod network;
@@ -93,6 +94,7 @@ const SCENARIOS: &[Scenario] = &[
         relay::a_relay_learns_nothing_of_what_it_passes_on,
     ),
     ("roles_are_known_to_all_and_kept", roles::roles_are_known_to_all_and_kept),
+    ("metrics_tell_of_traffic_and_only_here", metrics::tell_of_traffic_and_only_here),
     ("bad_roles_are_refused_with_the_remedy", roles::bad_roles_are_refused),
     ("garbage_does_not_hurt_honest_peers", attacks::garbage_does_not_hurt_honest_peers),
     ("forged_initiations_do_not_hurt_honest_peers", attacks::forged_initiations),

@@ -257,10 +257,15 @@ impl Daemon {
             }
             ClientEvent::Moved { from, to, reason, silent_ms } => {
                 self.onion.problem = None;
+                super::metrics::moved(&mut self.happened, reason);
                 self.tell_moved(Compartment::DEFAULT, (from, to), reason, silent_ms);
             }
-            ClientEvent::Interrupted => self.tell_interrupted(None),
+            ClientEvent::Interrupted => {
+                self.happened.interruptions += 1;
+                self.tell_interrupted(None);
+            }
             ClientEvent::ExitLost { exit } => {
+                self.happened.exits_lost += 1;
                 // Not before the new session is there: a program that connects again
                 // at once is not held up.
                 self.end_connections();

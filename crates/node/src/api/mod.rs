@@ -29,6 +29,7 @@ mod server;
 pub use client::{Client, ClientError, EventStream};
 pub use events::EventLog;
 pub use request::{ApiError, ApiRequest, Reply};
+pub(crate) use server::one_request;
 pub use server::{ApiSocket, bind, serve};
 
 #[cfg(test)]

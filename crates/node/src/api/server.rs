@@ -13,6 +13,7 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Bytes, Frame, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -132,18 +133,21 @@ fn may_use(stream: &UnixStream, owner: u32) -> bool {
     stream.peer_cred().is_ok_and(|cred| cred.uid() == owner || cred.uid() == 0)
 }
 
+/// HTTP/1.1 for one request a connection, its head bounded in time and bytes.
+pub(crate) fn one_request(patience: Duration, max_head: usize) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(patience);
+    builder.max_buf_size(max_head).keep_alive(false);
+    builder
+}
+
 async fn connection(stream: UnixStream, requests: mpsc::Sender<ApiRequest>, events: EventLog) {
     let service = service_fn(move |request| {
         let (requests, events) = (requests.clone(), events.clone());
         async move { Ok::<_, Infallible>(route(request, &requests, &events).await) }
     });
-    let served = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(READ_TIMEOUT)
-        .max_buf_size(MAX_HEAD)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+    let served =
+        one_request(READ_TIMEOUT, MAX_HEAD).serve_connection(TokioIo::new(stream), service).await;
     if let Err(error) = served {
         tracing::debug!(%error, "an API connection ended early");
     }

@@ -331,9 +331,9 @@ impl Mesh {
 
     /// Link keys of members whose control connection is not direct.
     pub(super) fn on_detours(&self) -> impl Iterator<Item = (NodeId, LinkPublicKey)> + '_ {
-        self.members.iter().filter_map(|(id, view)| {
+        self.contacts.keys().filter_map(|id| {
             self.connected_at(*id).filter(|to| PathKind::of(*to) != PathKind::Direct)?;
-            Some((*id, view.descriptor.body.link_key))
+            Some((*id, self.members.get(id)?.descriptor.body.link_key))
         })
     }
 

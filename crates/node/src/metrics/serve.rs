@@ -13,13 +13,13 @@ use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{ACCEPT, ALLOW, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
 
 use super::place::host_is_meant;
 use super::{Format, Snapshot, text};
-use crate::api::ApiRequest;
+use crate::api::{ApiRequest, one_request};
 
 /// Connections served at once; more wait in the backlog.
 pub(super) const MAX_CONNECTIONS: usize = 8;
@@ -88,13 +88,8 @@ async fn connection(stream: TcpStream, source: &Arc<Source>) {
         let source = source.clone();
         async move { Ok::<_, Infallible>(answer(request, &source).await) }
     });
-    let served = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE)
-        .max_buf_size(MAX_HEAD)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+    let served =
+        one_request(PATIENCE, MAX_HEAD).serve_connection(TokioIo::new(stream), service).await;
     if let Err(error) = served {
         tracing::debug!(%error, "a metrics connection ended early");
     }

@@ -227,7 +227,7 @@ pub struct PeerStats {
     pub allowed: Vec<IpNet>,
     /// Round trip inside the tunnel, smoothed.
     pub rtt: Option<Duration>,
-    /// Share of packets from the peer lost lately, 0 to 1.
+    /// Share of packets lost lately on the way to the peer, 0 to 1.
     pub loss: Option<f64>,
     /// Largest inner packet, bytes.
     pub path_mtu: u32,

@@ -86,7 +86,7 @@ impl Progress {
             return;
         }
         let mut arrived = received - received0;
-        if arrived + 1 == packets && packets < LONE_WINDOW {
+        if packets.checked_sub(arrived) == Some(1) && packets < LONE_WINDOW {
             if now_ms < at + LONE_MS {
                 return;
             }
@@ -197,6 +197,19 @@ mod tests {
             (sent, lost) = (sent + 30, lost + u64::from(n % 10 == 0));
             note(&mut progress, sent, sent - lost, n * 500);
             assert!(progress.loss(n * 500).is_none_or(|loss| loss < 0.01), "{progress:?}");
+        }
+    }
+
+    #[test]
+    fn a_peer_may_claim_to_have_received_anything() {
+        for quiet in [0, u64::MAX] {
+            let mut progress = Progress::default();
+            progress.note(Tally::default(), Tally::default(), 0);
+            let sent = Tally { data: 40, quiet: 0 };
+            for now in [1_000, 2_000, 3_000] {
+                progress.note(sent, Tally { data: u64::MAX, quiet }, now);
+            }
+            assert!(progress.loss(3_000).is_none_or(|loss| loss == 0.0));
         }
     }
 

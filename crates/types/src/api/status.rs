@@ -202,7 +202,7 @@ pub struct PeerStatus {
     pub path: String,
     /// Round-trip time inside the tunnel, milliseconds.
     pub rtt_ms: Option<f64>,
-    /// Share of packets from the peer lost lately, 0 to 1.
+    /// Share of packets lost lately on the way to the peer, 0 to 1.
     pub loss: Option<f64>,
     /// Largest inner packet the path carries, bytes.
     pub path_mtu: u32,

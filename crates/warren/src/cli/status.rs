@@ -177,12 +177,12 @@ fn bytes(n: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use warren_types::api::{LanStatus, NetworkStatus, NodeStatus, PortMappingProtocol};
     use warren_types::{LinkPublicKey, NetworkId, NodeId, Suite};
 
-    fn example() -> Status {
+    pub(in super::super) fn example() -> Status {
         Status {
             node: NodeStatus {
                 name: "gpu-1".into(),

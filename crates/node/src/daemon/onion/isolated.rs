@@ -16,13 +16,13 @@ use std::sync::atomic::Ordering;
 use tokio::sync::oneshot;
 use warren_proto::onion::client::{Client, ClientEvent};
 use warren_proto::onion::compartment::Compartment;
+use warren_types::api::Event;
 
 use super::super::Daemon;
 use super::Onion;
 use super::connect::SPARES;
 use crate::random::OsRandom;
 use crate::userspace::isolation::{IDLE_MINUTES, Isolation, IsolationError, MAX_ISOLATED, Wanted};
-use warren_types::api::Event;
 
 /// One such session.
 pub(super) struct Isolated {

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use warren_types::api::{
-    Event, EventRecord, Health, NetworkStatus, NodeStatus, OnionCircuit, OnionHop, OnionReport,
-    OnionState, PeerKind, PeerStatus, RelayReport, RolesReport, Status,
+    Event, EventRecord, Health, NodeStatus, OnionCircuit, OnionHop, OnionReport, OnionState,
+    PeerKind, PeerStatus, RelayReport, RolesReport, Status,
 };
-use warren_types::{LinkPublicKey, NetworkId, NodeId, Suite};
+use warren_types::{LinkPublicKey, NodeId, Suite};
 
+use super::super::status::tests::example;
 use super::model::Snapshot;
 
 pub(super) fn peer(name: &str, rtt_ms: Option<f64>, tx_bytes: u64, rx_bytes: u64) -> PeerStatus {
@@ -33,37 +34,14 @@ pub(super) fn peer(name: &str, rtt_ms: Option<f64>, tx_bytes: u64, rx_bytes: u64
 
 /// An answer at `at` seconds.
 pub(super) fn answer(at: f64, peers: Vec<PeerStatus>) -> Snapshot {
-    let status = Status {
-        node: NodeStatus {
-            name: "gpu-1".into(),
-            id: NodeId([1; 32]),
-            public_key: LinkPublicKey([2; 32]),
-            addresses: vec!["100.64.0.1".parse().unwrap()],
-            listen: "[::]:9277".parse().unwrap(),
-            interface: "warren0".into(),
-            mtu: 1420,
-            mode: "tun(vnet_hdr,tso) udp(gso,gro) workers=1".into(),
-            uptime_s: 3700,
-            version: "0.1.0".into(),
-            certificate_expires_s: None,
-            relayed_bytes: 0,
-            onion: RolesReport::default(),
-        },
-        network: NetworkStatus {
-            name: "lab".into(),
-            id: NetworkId([3; 16]),
-            suite: Suite::Aes256Gcm,
-            auth: "certificate".into(),
-            prefixes: vec![],
-            admin: true,
-        },
-        peers,
-        drops: [].into(),
-        warnings: vec![],
-        names: Default::default(),
-        lan: Default::default(),
-        port_mapping: Default::default(),
+    let example = example();
+    let node = NodeStatus {
+        certificate_expires_s: None,
+        relayed_bytes: 0,
+        onion: RolesReport::default(),
+        ..example.node
     };
+    let status = Status { node, peers, warnings: vec![], ..example };
     Snapshot { status, onion: no_path(), at: Duration::from_secs_f64(at) }
 }
 
